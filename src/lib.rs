@@ -1,0 +1,30 @@
+//! pelagos, a low-level OCI container runtime.
+//!
+//! The modules in reading order: what the caller typed (`cli`), what a container is to its callers (`container`), what
+//! the bundle asks for (`spec`), what that means on this host (`plan`), how one process is made from it (`launch`,
+//! talking through `handshake` to `child`), and the subjects they rest on. `src/README.md` is the map: the arrows that
+//! may exist between these rooms and the invariants that hold in each.
+
+mod cli;
+mod container;
+
+mod plan;
+mod spec;
+
+mod child;
+mod handshake;
+mod launch;
+
+mod cgroup;
+mod hooks;
+mod idmap;
+mod report;
+
+// The only room where `unsafe` may stand: the kernel's doors, each with its argument why it is sound.
+#[allow(unsafe_code)]
+mod sys;
+
+/// The `pelagos` program: parse the command line, carry out one verb, report its outcome as an exit code.
+pub fn runtime() -> std::process::ExitCode {
+    cli::main()
+}

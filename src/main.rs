@@ -1,0 +1,5 @@
+//! `pelagos`: the OCI container runtime.
+
+fn main() -> std::process::ExitCode {
+    pelagos::runtime()
+}
