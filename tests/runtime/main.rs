@@ -1,1 +1,2 @@
-
+#[path = "../probe/mod.rs"]
+mod probe;
