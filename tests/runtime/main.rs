@@ -1,2 +1,13 @@
+//! Black-box tests of the runtime. One binary: it is linked once, and can be copied to another machine.
+
 #[path = "../probe/mod.rs"]
 mod probe;
+#[path = "../support/mod.rs"]
+#[macro_use]
+mod support;
+
+mod inside;
+
+mod process;
+
+mod lifecycle;
