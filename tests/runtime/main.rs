@@ -8,6 +8,7 @@ mod support;
 
 mod inside;
 
+mod namespaces;
 mod process;
 
 mod lifecycle;
