@@ -8,7 +8,9 @@ mod support;
 
 mod inside;
 
+mod mounts;
 mod namespaces;
 mod process;
+mod rootfs;
 
 mod lifecycle;
