@@ -8,9 +8,12 @@ mod support;
 
 mod inside;
 
+mod devices;
+
 mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
+mod seccomp;
 
 mod lifecycle;
