@@ -8,12 +8,15 @@ mod support;
 
 mod inside;
 
+mod cgroup;
 mod devices;
 
 mod mounts;
 mod namespaces;
 mod process;
 mod rootfs;
+mod rootless;
 mod seccomp;
+mod security;
 
 mod lifecycle;
