@@ -37,8 +37,9 @@ pub(crate) fn rootless() -> Result<(), String> {
 
 /// Containers can be made at all: as root with a cgroup2 hierarchy, or in a user namespace.
 pub(crate) fn container() -> Result<(), String> {
+    cgroup2()?;
     if is_root() {
-        return cgroup2();
+        return Ok(());
     }
     let tried = std::process::Command::new("unshare")
         .args(["--user", "--map-root-user", "true"])
