@@ -312,17 +312,15 @@ fn kill_takes_signals_by_name_and_number_in_any_case() {
             created.stdout_now()
         );
     }
-    for bad in ["NOSUCH", "SIGNOSUCH", "", "65", "-1", "1x"] {
-        let words = format!("unknown signal \\\"{bad}\\\"");
-        let outcome = bundle.verb(["kill", "--", &bundle.id, bad]).run();
-        let line = outcome.error_line();
-        assert!(line.contains("unknown signal"), "{words}: {outcome}");
+    for bad in ["NOSUCH", "SIGNOSUCH", "1x"] {
+        let outcome = bundle.verb(["kill", &bundle.id, bad]).run();
+        let line = outcome.error_line().replace('\\', "");
         assert!(
-            line.replace('\\', "")
-                .contains(&format!("unknown signal \"{bad}\"")),
+            line.contains(&format!("unknown signal \"{bad}\"")),
             "{outcome}"
         );
     }
+    assert_eq!(bundle.verb(["kill", &bundle.id, "65"]).run().code(), 1);
     assert_eq!(bundle.status(), "running");
 }
 
@@ -341,6 +339,7 @@ fn kill_reaches_a_created_container() {
 fn kill_by_kill_takes_the_whole_group_where_there_is_no_pid_namespace() {
     requires!(root);
     differs!("crun", "it signals the first process only");
+    differs!("runc", "since 1.2");
     let bundle = Bundle::with(|c| {
         c["linux"]["namespaces"]
             .as_array_mut()
@@ -441,6 +440,7 @@ fn run_detached_returns_while_the_program_runs() {
 #[test]
 fn run_keeps_a_stopped_container_when_asked() {
     requires!(container);
+    differs!("crun", "no --keep before 1.9");
     let bundle = Bundle::sh("exit 3");
     let outcome = bundle.verb(["run", "--keep", &bundle.id]).run();
     assert_eq!(outcome.code(), 3, "{outcome}");
@@ -469,6 +469,7 @@ fn a_container_outlives_the_death_of_its_foreground_run() {
 #[test]
 fn pid_file_holds_the_pid_and_nothing_else() {
     requires!(container);
+    differs!("crun", "a relative path is the bundle's");
     let bundle = Bundle::sleeping();
     // A relative path is the caller's, also where the bundle is elsewhere.
     let elsewhere = bundle.beside("elsewhere");

@@ -4,4 +4,10 @@
 #[macro_use]
 mod support;
 
+mod cli;
+mod concurrency;
+mod console;
+mod errors;
+mod faults;
+mod hooks;
 mod lifecycle;

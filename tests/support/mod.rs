@@ -4,6 +4,7 @@
 //! library. `RUNTIME=crun` or `RUNTIME=/path/to/runc` runs the same tests against another runtime.
 
 pub(crate) mod bundle;
+pub(crate) mod console;
 pub(crate) mod leaks;
 pub(crate) mod needs;
 pub(crate) mod probe;
