@@ -301,7 +301,8 @@ impl Outcome {
     /// COMPAT: crun says most things in words of its own; of it only the failure is expected.
     #[track_caller]
     pub(crate) fn fails_with(&self, words: &str) {
-        let line = self.error_line();
+        // The text log quotes the message.
+        let line = self.error_line().replace("\\\"", "\"");
         assert!(
             runtime().is("crun") || line.contains(words),
             "expected `{words}` in the error\n{self}"
