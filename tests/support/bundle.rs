@@ -292,7 +292,8 @@ fn open_to_all(dir: &Path) {
 /// A root with busybox. The program is one file, linked into every root.
 fn make_rootfs(root: &Path) {
     for dir in [
-        "bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp",
+        "bin", "data", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr/bin",
+        "var/tmp",
     ] {
         std::fs::create_dir_all(root.join(dir)).expect("rootfs");
     }
