@@ -1,5 +1,5 @@
-//! Every step of create fails once, from outside: strace makes one system call return an error, or kills the process
-//! that makes it. Whatever happens, there is one clear line or a container, and nothing is left behind.
+//! Every step fails once, from outside: strace makes one system call return an error, or kills the process that makes
+//! it. Whatever happens, there is one clear line or success, and after a forced delete nothing is left behind.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,11 +12,15 @@ use serde_json::{Value, json};
 use crate::support::{Bundle, Outcome, mounts, namespace, process_args, runtime};
 
 /// The calls that make a container or tell about it; none of these undoes anything.
-const CALLS: &str = "mkdir,mkdirat,openat,openat2,clone,clone3,mount,fsopen,fsconfig,fsmount,fspick,move_mount,\
+const MAKING: &str = "mkdir,mkdirat,openat,openat2,clone,clone3,mount,fsopen,fsconfig,fsmount,fspick,move_mount,\
     open_tree,mount_setattr,pivot_root,umount2,unshare,setns,sethostname,setdomainname,prctl,capset,setresuid,\
     setresgid,setuid,setgid,setgroups,seccomp,bpf,write,pwrite64,sendmsg,recvmsg,socket,socketpair,bind,mknodat,\
     mkfifoat,symlinkat,linkat,renameat,renameat2,fchown,fchownat,fchmod,fchmodat,fchdir,chdir,chroot,prlimit64,\
     setsid,ioctl,fsync,memfd_create,pidfd_open,poll,ppoll,read,dup2,dup3,keyctl,execve";
+
+/// The calls that take one away.
+const UNDOING: &str = "kill,pidfd_open,pidfd_send_signal,waitid,wait4,unlink,unlinkat,rmdir,openat,openat2,read,write,\
+    getdents64,flock,fcntl,poll,ppoll,umount2,renameat,renameat2";
 
 /// How many faults each test tries at most, spread evenly over all; `PELAGOS_FAULTS` sets another number.
 const FAULTS: usize = 220;
@@ -53,23 +57,64 @@ fn rich_user(config: &mut Value) {
 }
 
 /// What happens at the chosen call.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Fault {
     Error,
     Kill,
 }
 
+/// The verb that meets the fault, and what comes before it.
+#[derive(Clone, Copy)]
+enum Stage {
+    Create,
+    Start,
+    Delete,
+}
+
+impl Stage {
+    fn prepare(self, bundle: &Bundle) {
+        match self {
+            Self::Create => {}
+            Self::Start => drop(bundle.create()),
+            Self::Delete => drop(bundle.up()),
+        }
+    }
+
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Create => &["create"],
+            Self::Start => &["start"],
+            Self::Delete => &["delete", "--force"],
+        }
+    }
+
+    fn calls(self) -> &'static str {
+        match self {
+            Self::Create | Self::Start => MAKING,
+            Self::Delete => UNDOING,
+        }
+    }
+}
+
 /// A call by name, and which of a process's calls of that name it is.
 type Step = (String, usize);
 
-/// `create` under strace. The tracer is no parent of the runtime and goes on with what the runtime leaves.
-fn create(bundle: &Bundle, fault: Option<(&Step, Fault)>) -> Outcome {
+/// The verb under strace. The tracer is no parent of the runtime and goes on with what the runtime leaves.
+fn traced(bundle: &Bundle, stage: Stage, fault: Option<(&Step, Fault)>) -> Outcome {
     let mut strace = ["strace", "-D", "-f", "-qq", "-o"]
         .map(str::to_owned)
         .to_vec();
     strace.push(bundle.beside("trace").display().to_string());
     match fault {
-        None => strace.extend(["-e".into(), format!("trace={}", known_calls())]),
+        None => {
+            // A call that this strace or this processor does not know is left out.
+            let calls: Vec<_> = stage
+                .calls()
+                .split(',')
+                .map(|c| format!("?{}", c.trim()))
+                .collect();
+            strace.extend(["-e".into(), format!("trace={}", calls.join(","))]);
+        }
         Some(((call, nth), fault)) => {
             let what = match fault {
                 Fault::Error => "error=EIO",
@@ -80,25 +125,21 @@ fn create(bundle: &Bundle, fault: Option<(&Step, Fault)>) -> Outcome {
         }
     }
     bundle
-        .verb(["create", &bundle.id])
+        .verb(stage.args())
+        .arg(&bundle.id)
         .under(strace)
         .limit(Duration::from_secs(30))
         .run()
 }
 
-/// Calls that an old strace does not know would make it refuse the list; `?` makes them optional.
-fn known_calls() -> String {
-    CALLS
-        .split(',')
-        .map(|c| format!("?{}", c.trim()))
-        .collect::<Vec<_>>()
-        .join(",")
-}
-
-/// The steps of an undisturbed create: each call with the largest number of times that one process makes it.
-fn steps(config: fn(&mut Value)) -> Vec<Step> {
+/// The steps of an undisturbed call: each system call with the largest number of times that one process makes it.
+fn steps(config: fn(&mut Value), stage: Stage) -> Vec<Step> {
     let bundle = Bundle::with(config);
-    create(&bundle, None).ok();
+    stage.prepare(&bundle);
+    traced(&bundle, stage, None).ok();
+    bundle.delete_force();
+    // With the last process of the container the tracer has ended, and its file is complete.
+    bundle.assert_nothing_left();
     let trace = std::fs::read_to_string(bundle.beside("trace")).expect("trace");
     let mut counts = BTreeMap::<(&str, &str), usize>::new();
     for line in trace.lines() {
@@ -117,7 +158,6 @@ fn steps(config: fn(&mut Value)) -> Vec<Step> {
         let entry = most.entry(call).or_default();
         *entry = count.max(*entry);
     }
-    bundle.delete_force();
     // The first execve is strace's own.
     let first = |call: &str| if call == "execve" { 2 } else { 1 };
     most.iter()
@@ -126,9 +166,9 @@ fn steps(config: fn(&mut Value)) -> Vec<Step> {
 }
 
 /// Try the fault at every step, on all processors; the steps that went wrong fail the test together.
-fn try_all(config: fn(&mut Value), fault: Fault) {
-    let all = steps(config);
-    assert!(all.len() > 20, "create makes calls: {all:?}");
+fn try_all(config: fn(&mut Value), stage: Stage, fault: Fault) {
+    let all = steps(config, stage);
+    assert!(all.len() > 10, "the verb makes calls: {all:?}");
     let most = std::env::var("PELAGOS_FAULTS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -140,23 +180,24 @@ fn try_all(config: fn(&mut Value), fault: Fault) {
     };
     let next = AtomicUsize::new(0);
     let bad = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(&step) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(panic) =
+                catch_unwind(AssertUnwindSafe(|| try_one(config, stage, step, fault)))
+            {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text
+                    .or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()))
+                    .unwrap_or_default();
+                bad.lock()
+                    .expect("lock")
+                    .push(format!("{} #{}: {text}", step.0, step.1));
+            }
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(|| {
-                while let Some(&step) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(panic) =
-                        catch_unwind(AssertUnwindSafe(|| try_one(config, step, fault)))
-                    {
-                        let text = panic.downcast_ref::<String>().cloned();
-                        let text =
-                            text.or_else(|| panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
-                        let (call, n) = step;
-                        bad.lock()
-                            .expect("lock")
-                            .push(format!("{call} #{n}: {}", text.unwrap_or_default()));
-                    }
-                }
-            });
+            scope.spawn(work);
         }
     });
     let bad = bad.into_inner().expect("lock");
@@ -169,26 +210,32 @@ fn try_all(config: fn(&mut Value), fault: Fault) {
     );
 }
 
-fn try_one(config: fn(&mut Value), step: &Step, fault: Fault) {
+fn try_one(config: fn(&mut Value), stage: Stage, step: &Step, fault: Fault) {
     let bundle = Bundle::with(config);
-    let outcome = create(&bundle, Some((step, fault)));
+    stage.prepare(&bundle);
+    let outcome = traced(&bundle, stage, Some((step, fault)));
     // The others make no promise about every step; of them, only the cleaning up is expected.
     if runtime().is("pelagos") {
-        match fault {
-            // A step may be one that create can do without.
-            Fault::Error if outcome.code() == 0 => {
-                assert_eq!(bundle.status(), "created");
-            }
-            Fault::Error => {
+        match (fault, outcome.code()) {
+            // A step that the verb can do without, or a process that nobody waited for.
+            (_, 0) => match stage {
+                Stage::Create => assert!(
+                    ["created", "stopped"].contains(&bundle.status().as_str()),
+                    "{outcome}"
+                ),
+                Stage::Start => assert!(
+                    ["running", "stopped"].contains(&bundle.status().as_str()),
+                    "{outcome}"
+                ),
+                Stage::Delete => bundle.assert_nothing_left(),
+            },
+            // The caller itself was killed.
+            (Fault::Kill, 137) => {}
+            _ => {
                 assert!(!outcome.error_line().is_empty(), "{outcome}");
-                bundle.assert_nothing_left();
-            }
-            // Whoever was killed: the caller sees a signal, or one line about the process that died.
-            Fault::Kill if outcome.code() == 137 => {}
-            Fault::Kill if outcome.code() == 0 => {}
-            Fault::Kill => {
-                assert!(!outcome.error_line().is_empty(), "{outcome}");
-                bundle.assert_nothing_left();
+                if let Stage::Create = stage {
+                    bundle.assert_nothing_left();
+                }
             }
         }
     }
@@ -201,7 +248,7 @@ fn create_that_fails_at_any_step_says_so_and_leaves_nothing() {
     requires!(root, command "strace");
     differs!("crun", "it leaves the control group behind at some steps");
     differs!("runc", "threads of its own make calls in no fixed order");
-    try_all(rich, Fault::Error);
+    try_all(rich, Stage::Create, Fault::Error);
 }
 
 #[test]
@@ -209,7 +256,7 @@ fn create_in_a_user_namespace_that_fails_at_any_step_says_so_and_leaves_nothing(
     requires!(root, command "strace");
     differs!("crun", "it leaves the control group behind at some steps");
     differs!("runc", "threads of its own make calls in no fixed order");
-    try_all(rich_user, Fault::Error);
+    try_all(rich_user, Stage::Create, Fault::Error);
 }
 
 #[test]
@@ -217,7 +264,7 @@ fn after_a_create_killed_at_any_step_forced_delete_leaves_nothing() {
     requires!(root, command "strace");
     differs!("crun", "it keeps no record before it begins");
     differs!("runc", "threads of its own make calls in no fixed order");
-    try_all(rich, Fault::Kill);
+    try_all(rich, Stage::Create, Fault::Kill);
 }
 
 #[test]
@@ -225,5 +272,37 @@ fn after_a_create_in_a_user_namespace_killed_at_any_step_forced_delete_leaves_no
     requires!(root, command "strace");
     differs!("crun", "it keeps no record before it begins");
     differs!("runc", "threads of its own make calls in no fixed order");
-    try_all(rich_user, Fault::Kill);
+    try_all(rich_user, Stage::Create, Fault::Kill);
+}
+
+#[test]
+fn start_that_fails_at_any_step_leaves_a_container_that_can_be_deleted() {
+    requires!(root, command "strace");
+    differs!("crun", "it makes no such promise");
+    differs!("runc", "threads of its own make calls in no fixed order");
+    try_all(rich, Stage::Start, Fault::Error);
+}
+
+#[test]
+fn start_that_is_killed_at_any_step_leaves_a_container_that_can_be_deleted() {
+    requires!(root, command "strace");
+    differs!("crun", "it makes no such promise");
+    differs!("runc", "threads of its own make calls in no fixed order");
+    try_all(rich, Stage::Start, Fault::Kill);
+}
+
+#[test]
+fn forced_delete_that_fails_at_any_step_can_be_repeated() {
+    requires!(root, command "strace");
+    differs!("crun", "it makes no such promise");
+    differs!("runc", "threads of its own make calls in no fixed order");
+    try_all(rich, Stage::Delete, Fault::Error);
+}
+
+#[test]
+fn forced_delete_that_is_killed_at_any_step_can_be_repeated() {
+    requires!(root, command "strace");
+    differs!("crun", "it makes no such promise");
+    differs!("runc", "threads of its own make calls in no fixed order");
+    try_all(rich, Stage::Delete, Fault::Kill);
 }

@@ -271,7 +271,15 @@ fn hooks_run_in_the_namespaces_of_their_point() {
     }
     logged.bundle.up();
     let of = |who: &str| -> Vec<String> {
-        let read = |n| std::fs::read_link(format!("/proc/{who}/ns/{n}")).expect("namespace");
+        let read = |n| {
+            let mut link = None;
+            // Until its program runs, a process may hide from its own user.
+            eventually(|| {
+                link = std::fs::read_link(format!("/proc/{who}/ns/{n}")).ok();
+                link.is_some()
+            });
+            link.expect("namespace")
+        };
         ["mnt", "uts", "ipc", "pid"]
             .into_iter()
             .map(|n| read(n).display().to_string())
