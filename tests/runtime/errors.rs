@@ -594,7 +594,7 @@ fn mount_errors_have_the_shape_that_callers_know() {
     let outcome = bundle.verb(["create", &bundle.id]).run();
     outcome.fails_with("error mounting \"/nonexistent/source\" to rootfs at \"/data\": ");
     outcome.fails_with("no such file or directory");
-    outcome.fails_with("runc create failed: unable to start container process: ");
+    outcome.fails_with(" create failed: unable to start container process: ");
     bundle.assert_nothing_left();
 }
 

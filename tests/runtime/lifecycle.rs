@@ -539,9 +539,12 @@ fn errors_of_create_and_run_begin_as_runcs_do() {
     differs!("crun", "no such prefix");
     for verb in ["create", "run"] {
         let bundle = Bundle::with(|c| process_args(c, ["/nosuch"]));
-        bundle.verb([verb, &bundle.id]).run().fails_with(&format!(
-            "runc {verb} failed: unable to start container process: "
-        ));
+        let outcome = bundle.verb([verb, &bundle.id]).run();
+        let words = format!(
+            "{} {verb} failed: unable to start container process: ",
+            runtime().name()
+        );
+        outcome.fails_with(&words);
     }
 }
 

@@ -10,7 +10,6 @@ use tempfile::TempDir;
 
 use super::leaks;
 use super::needs::{device_rules, is_root};
-use super::probe::{self, Probe};
 use super::runtime::{Outcome, Verb, runtime};
 use super::{eventually, patience};
 
@@ -203,13 +202,6 @@ impl Bundle {
         let created = self.create();
         self.start();
         created
-    }
-
-    /// Run the container's config with the probe as its program; what it saw.
-    #[track_caller]
-    pub(crate) fn probe(&self) -> Probe {
-        self.edit(|c| sh(c, probe::SCRIPT));
-        Probe::parse(&self.run().ok().stdout)
     }
 
     /// What there is of this test outside of its directory, and in its state root; empty when all is well.
