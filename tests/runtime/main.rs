@@ -9,8 +9,14 @@ mod support;
 mod inside;
 
 mod cgroup;
+mod cli;
+mod concurrency;
+mod console;
 mod devices;
-
+mod errors;
+mod faults;
+mod hooks;
+mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
@@ -18,5 +24,3 @@ mod rootfs;
 mod rootless;
 mod seccomp;
 mod security;
-
-mod lifecycle;

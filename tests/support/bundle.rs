@@ -10,7 +10,6 @@ use tempfile::TempDir;
 
 use super::leaks;
 use super::needs::{device_rules, is_root};
-use super::probe::{self, Probe};
 use super::runtime::{Outcome, Verb, runtime};
 use super::{eventually, patience};
 
@@ -205,13 +204,6 @@ impl Bundle {
         created
     }
 
-    /// Run the container's config with the probe as its program; what it saw.
-    #[track_caller]
-    pub(crate) fn probe(&self) -> Probe {
-        self.edit(|c| sh(c, probe::SCRIPT));
-        Probe::parse(&self.run().ok().stdout)
-    }
-
     /// What there is of this test outside of its directory, and in its state root; empty when all is well.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         leaks::of(&self.id, &self.state_root)
@@ -292,7 +284,8 @@ fn open_to_all(dir: &Path) {
 /// A root with busybox. The program is one file, linked into every root.
 fn make_rootfs(root: &Path) {
     for dir in [
-        "bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp",
+        "bin", "data", "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr/bin",
+        "var/tmp",
     ] {
         std::fs::create_dir_all(root.join(dir)).expect("rootfs");
     }

@@ -1,17 +1,16 @@
-//! What the tests share: a bundle to run, the runtime under test, what a container saw, and what a test needs.
+//! What the tests share: a bundle to run, the runtime under test, what a test needs and what it leaves.
 //!
 //! The tests are black box: they know the command line, the bundle and what the kernel shows, and nothing of the
 //! library. `RUNTIME=crun` or `RUNTIME=/path/to/runc` runs the same tests against another runtime.
 
 pub(crate) mod bundle;
+pub(crate) mod console;
 pub(crate) mod leaks;
 pub(crate) mod needs;
-pub(crate) mod probe;
 pub(crate) mod runtime;
 
 pub(crate) use bundle::{Bundle, mounts, namespace, process_args, sh};
-pub(crate) use probe::Probe;
-pub(crate) use runtime::{Outcome, Running, Verb, runtime};
+pub(crate) use runtime::{Outcome, Verb, runtime};
 
 use std::time::{Duration, Instant};
 
