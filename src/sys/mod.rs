@@ -1,1 +1,3 @@
+//! Doors to the kernel.
 
+pub(crate) mod filter;
