@@ -5,9 +5,11 @@
 //! process: the program leaves libseccomp through a memfd. Rules: runtime-spec `config-linux.md`, "Seccomp".
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{Read, Seek};
 
 use anyhow::{Context, Result, anyhow, bail};
+use libseccomp::error::SeccompErrno;
 use libseccomp::{
     ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
     ScmpVersion,
@@ -185,9 +187,9 @@ fn rules(profile: &LinuxSeccomp, default: ScmpAction, architectures: &[Arch]) ->
     let mut filter = ScmpFilterContext::new(default)
         .with_context(|| format!("linux.seccomp.defaultAction: {}", profile.default_action()))?;
     for &architecture in architectures {
-        filter
-            .add_arch(scmp(architecture))
-            .with_context(|| format!("linux.seccomp.architectures: {architecture}"))?;
+        filter.add_arch(scmp(architecture)).with_context(|| {
+            format!("linux.seccomp.architectures: filter {architecture} beside {NATIVE}")
+        })?;
     }
     let named: usize = profile
         .syscalls()
@@ -213,18 +215,32 @@ fn rules(profile: &LinuxSeccomp, default: ScmpAction, architectures: &[Arch]) ->
                 continue;
             };
             for all in &conditions {
-                filter
-                    .add_rule_conditional(action, call, all)
-                    .with_context(|| format!("linux.seccomp.syscalls[{at}]: {name}"))?;
+                match filter.add_rule_conditional(action, call, all) {
+                    Ok(_) => {}
+                    Err(error) if error.errno() == Some(SeccompErrno::EEXIST) => bail!(
+                        "linux.seccomp.syscalls[{at}]: {name}: an earlier rule gives the same case another action"
+                    ),
+                    Err(error) => {
+                        return Err(error)
+                            .with_context(|| format!("linux.seccomp.syscalls[{at}]: {name}"));
+                    }
+                }
             }
         }
     }
     export(&filter).context("linux.seccomp: take the filter from libseccomp")
 }
 
-/// The program as bytes. KERNEL(6.3): MFD_NOEXEC_SEAL belongs here once older kernels are dropped.
+/// The program as bytes.
 fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>> {
-    let mut file = std::fs::File::from(memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC)?);
+    // Where the sysctl vm.memfd_noexec is 2, a memfd must say that it is not for executing.
+    let sealed = MFdFlags::MFD_CLOEXEC | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
+    let memfd = match memfd_create(c"seccomp", sealed) {
+        // KERNEL(6.3): the kernel does not know the flag.
+        Err(Errno::EINVAL) => memfd_create(c"seccomp", MFdFlags::MFD_CLOEXEC)?,
+        other => other?,
+    };
+    let mut file = File::from(memfd);
     filter.export_bpf(&file)?;
     file.rewind()?;
     let mut bpf = Vec::new();
@@ -902,10 +918,14 @@ mod tests {
             ],
         }));
         let error = compile(&contradiction).unwrap_err().to_string();
-        assert_eq!(error, "linux.seccomp.syscalls[1]: socket");
+        assert_eq!(
+            error,
+            "linux.seccomp.syscalls[1]: socket: an earlier rule gives the same case another action"
+        );
         let foreign = profile(allowing(&["read"], &["SCMP_ARCH_S390X"]));
         let error = compile(&foreign).unwrap_err().to_string();
-        assert_eq!(error, "linux.seccomp.architectures: SCMP_ARCH_S390X");
+        let beside = format!("filter SCMP_ARCH_S390X beside {NATIVE}");
+        assert_eq!(error, format!("linux.seccomp.architectures: {beside}"));
     }
 
     #[test]
