@@ -213,12 +213,14 @@ impl Policy {
             ]
             .into_iter()
             .filter_map(|(register, wanted)| Some((register, wanted?)));
-            // Each condition that fails jumps behind the decision, over the conditions that follow it.
+            // A condition that holds skips the jump behind the decision that follows it. The verifier goes straight on
+            // first: it thus sees each rule with registers of which it knows nothing before it sees it with known ones,
+            // and has no need to look at the rest again. The other way round its work grows with the square.
             let mut tests: Vec<Instruction> = Vec::new();
             let mut behind = i16::try_from(decision.len()).unwrap_or(i16::MAX);
             for (register, wanted) in conditions.rev() {
-                tests.push(unless_equal(register, wanted.cast_signed(), behind));
-                behind += 1;
+                tests.extend([jump(behind), if_equal(register, wanted.cast_signed(), 1)]);
+                behind += 2;
             }
             program.extend(tests.into_iter().rev());
             program.extend(decision);
@@ -276,6 +278,8 @@ mod assemble {
     pub(super) const AND: u8 = 0x54;
     /// `BPF_ALU | BPF_RSH | BPF_K`
     pub(super) const SHIFT_RIGHT: u8 = 0x74;
+    /// `BPF_JMP | BPF_JA`
+    pub(super) const JUMP: u8 = 0x05;
     /// `BPF_JMP32 | BPF_JEQ | BPF_K`
     pub(super) const IF_EQUAL: u8 = 0x16;
     /// `BPF_JMP32 | BPF_JNE | BPF_K`
@@ -306,6 +310,9 @@ mod assemble {
     }
     pub(super) const fn shift_right(to: u8, bits: i32) -> Instruction {
         instruction(SHIFT_RIGHT, to, 0, 0, bits)
+    }
+    pub(super) const fn jump(skip: i16) -> Instruction {
+        instruction(JUMP, 0, 0, skip, 0)
     }
     pub(super) const fn if_equal(register: u8, value: i32, skip: i16) -> Instruction {
         instruction(IF_EQUAL, register, 0, skip, value)
@@ -385,6 +392,7 @@ mod tests {
                 SET => registers[to] = Some(value),
                 AND => registers[to] = Some(read(to) & value),
                 SHIFT_RIGHT => registers[to] = Some(read(to) >> value),
+                JUMP => at += usize::try_from(offset).unwrap(),
                 IF_EQUAL if read(to) == value => at += usize::try_from(offset).unwrap(),
                 UNLESS_EQUAL if read(to) != value => at += usize::try_from(offset).unwrap(),
                 IF_EQUAL | UNLESS_EQUAL => {}

@@ -134,14 +134,24 @@ pub(crate) fn load_device_program(name: &CStr, instructions: &[Instruction]) -> 
     if let Ok(fd) = load(name, instructions, &mut log) {
         return Ok(fd);
     }
-    let said = CStr::from_bytes_until_nul(&log)
-        .map_or(String::new(), |log| log.to_string_lossy().trim().to_owned());
+    let said = conclusion(&log);
     let cause = if said.is_empty() {
         anyhow!(errno)
     } else {
-        anyhow!("{errno}; the verifier said: {said}")
+        anyhow!(errno).context(format!("the verifier says: {said}"))
     };
     Err(cause).context("load the device program")
+}
+
+/// What the verifier's log ends with: the reason, and then numbers about the work done. Before it stands every
+/// instruction that was looked at.
+fn conclusion(log: &[u8]) -> String {
+    let text = CStr::from_bytes_until_nul(log)
+        .map_or(String::new(), |log| log.to_string_lossy().into_owned());
+    text.lines()
+        .rfind(|line| !line.is_empty() && !line.starts_with("processed "))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn load(name: &CStr, instructions: &[Instruction], log: &mut [u8]) -> nix::Result<OwnedFd> {
@@ -263,6 +273,13 @@ pub(crate) fn device_programs(cgroup: BorrowedFd<'_>) -> nix::Result<Vec<OwnedFd
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_is_the_last_line_before_the_numbers() {
+        let log = b"0: (95) exit\nR0 !read_ok\nprocessed 1 insns (limit 1000000)\n\0\0";
+        assert_eq!(conclusion(log), "R0 !read_ok");
+        assert_eq!(conclusion(&[0; 8]), "");
+    }
 
     #[test]
     fn structures_lie_as_in_the_kernel_header() {
