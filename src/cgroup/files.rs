@@ -200,7 +200,7 @@ fn cpu(cpu: &LinuxCpu, limits: &mut Vec<Limit>) -> Result<()> {
 pub(super) fn cpu_weight(shares: u64) -> Option<u16> {
     match shares {
         0 => None,
-        ..=2 => Some(1),
+        1..=2 => Some(1),
         262_144.. => Some(10_000),
         #[expect(clippy::cast_precision_loss, reason = "below 2^18, exact")]
         #[expect(

@@ -10,6 +10,7 @@
 mod devices;
 mod files;
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -290,7 +291,7 @@ impl Cgroup {
         if events.frozen {
             bail!("container's cgroup unexpectedly frozen");
         }
-        if threaded {
+        if threaded || !self.fresh {
             make_usable(&self.dir, &self.path, limits)?;
         }
         self.set(limits)
@@ -539,20 +540,27 @@ impl Cgroup {
                 Err(Errno::EBUSY) => {}
                 Err(errno) => return Err(errno).with_context(|| self.says("remove")),
             }
-            let left = self
-                .wait_for(|events| !events.populated, deadline)
-                .with_context(|| self.says("remove"))?;
-            if !left || Instant::now() >= deadline {
+            let empty = self.wait_for(|events| !events.populated, deadline);
+            if !empty.with_context(|| self.says("remove"))? {
                 let count = self.members()?.len();
                 bail!(
                     "remove cgroup {}: {count} process(es) still in it",
                     self.path.display()
                 );
             }
-            let progress =
-                prune(&self.dir).with_context(|| self.says("remove the cgroups below"))?;
-            if !progress && remove_dir(&self.parent, Path::new(&self.name)).is_err() {
-                std::thread::sleep(PAUSE);
+            match prune(&self.dir) {
+                Ok(true) => {}
+                // Nothing is in the way and yet it cannot be removed; no event will tell when that is over.
+                Ok(false) => std::thread::sleep(PAUSE),
+                Err(errno) if is_gone(errno) => {}
+                Err(errno) => return Err(errno).with_context(|| self.says("remove what is below")),
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "remove cgroup {}: not done within {} s",
+                    self.path.display(),
+                    PATIENCE.as_secs()
+                );
             }
         }
     }
@@ -732,11 +740,13 @@ fn make_usable(dir: &OwnedFd, path: &Path, limits: &[Limit]) -> Result<()> {
     }
 }
 
-/// Remove cgroups below `top`, deepest first, along one way down. Returns whether any is gone now.
+/// Remove cgroups below `top`, deepest first, along one way down and back up. Returns whether any is gone now.
 ///
-/// Holds a single directory open however deep the tree is: a container may have made it as deep as it liked.
+/// Holds few directories open however deep the tree is: a container may have made it as deep as it liked.
 fn prune(top: &OwnedFd) -> nix::Result<bool> {
+    const TRAIL: usize = 64;
     let mut removed = false;
+    let mut trail = VecDeque::with_capacity(TRAIL + 1);
     let mut dir = open_listable(top, Path::new("."))?;
     loop {
         let mut deeper = None;
@@ -747,12 +757,23 @@ fn prune(top: &OwnedFd) -> nix::Result<bool> {
                 Err(errno) => return Err(errno),
             }
         }
-        dir = match deeper.map(|name| open_listable(&dir, Path::new(&name))) {
-            None => return Ok(removed),
-            Some(Err(errno)) if is_gone(errno) => return Ok(true),
-            Some(next) => next?,
-        };
+        let Some(name) = deeper else { break };
+        let next = open_listable(&dir, Path::new(&name))?;
+        trail.push_back((dir, name));
+        if trail.len() > TRAIL {
+            trail.pop_front();
+        }
+        dir = next;
     }
+    while let Some((parent, name)) = trail.pop_back() {
+        match remove_dir(&parent, Path::new(&name)) {
+            Ok(()) => removed = true,
+            // It has more children, or a process.
+            Err(Errno::EBUSY) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(removed)
 }
 
 /// Remove directories that were made, innermost first. Another container may use one by now: it stays.
