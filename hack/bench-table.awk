@@ -32,7 +32,7 @@ function form(format, value) {
 }
 
 function row(title, aim, floor, p, c, r) {
-    printf "%-38s %8s %14s %14s %14s   %s\n", title, floor, p, c, r, aim
+    printf "%-38s %8s %14s %14s %14s%s\n", title, floor, p, c, r, aim == "" ? "" : sprintf(" %9s", aim)
 }
 
 function time_row(title, kind, floor,    i, cell) {
@@ -78,8 +78,8 @@ FILENAME == ARGV[1] {
 }
 
 END {
-    row("", "", "floor", program[1], program[2], program[3])
-    row("", "aim", "", version[1], version[2], version[3])
+    row("", "pelagos:", "floor", program[1], program[2], program[3])
+    row("", "at most", "", version[1], version[2], version[3])
     time_row("run /bin/true, ms", "run", form("%.2f", time_of("floor.run")))
     time_row("  with seccomp", "run+seccomp")
     time_row("create + start + delete, ms", "csd")
