@@ -117,20 +117,11 @@ fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
 fn bind(root: BorrowedFd, op: &MountOp, source: &Path, reach: Reach, tree: Option<OwnedFd>) -> nix::Result<OwnedFd> {
     let tree = match tree {
         Some(tree) => tree,
-        None => prepare_bind(source, reach, op.at_first())?,
+        None => mount::bind(source, reach, op.at_first())?,
     };
     let kind = if is_directory(&fstat(&tree)?) { Kind::Directory } else { Kind::File };
     let (target, _) = ensure(root, &op.untrusted_target, kind)?;
     mount::attach(tree.as_fd(), target.as_fd())?;
-    Ok(tree)
-}
-
-fn prepare_bind(source: &Path, reach: Reach, change: Change) -> nix::Result<OwnedFd> {
-    let source = c_path(source).map_err(|_| Errno::EINVAL)?;
-    let tree = mount::clone_tree(AT_FDCWD, &source, reach)?;
-    if !change.is_none() {
-        mount::change(tree.as_fd(), Reach::One, change)?;
-    }
     Ok(tree)
 }
 
@@ -244,7 +235,7 @@ fn cgroup(
             // A user namespace inside a hierarchy that it does not own may not mount it; what it may see is its own.
             Err((Errno::EPERM | Errno::EBUSY, _)) => {
                 let own = given.cgroup.strip_prefix("/").unwrap_or(&given.cgroup);
-                prepare_bind(&given.hierarchy.join(own), Reach::Tree, change).map_err(plain)?
+                mount::bind(&given.hierarchy.join(own), Reach::Tree, change).map_err(plain)?
             }
             other => other?,
         },
@@ -252,7 +243,7 @@ fn cgroup(
             if how == Hierarchy::WholeReadOnly {
                 change.set |= attr::RDONLY;
             }
-            let tree = prepare_bind(&given.hierarchy, Reach::Tree, Change::default()).map_err(plain)?;
+            let tree = mount::bind(&given.hierarchy, Reach::Tree, Change::default()).map_err(plain)?;
             mount::change(tree.as_fd(), Reach::Tree, change).map_err(plain)?;
             tree
         }
@@ -301,7 +292,7 @@ fn make_node(given: &Given, root: BorrowedFd, directory: BorrowedFd, node: &Node
         return own(directory, name, node);
     }
     let source = Path::new("/").join(&node.untrusted_path);
-    let tree = prepare_bind(&source, Reach::One, Change::default())?;
+    let tree = mount::bind(&source, Reach::One, Change::default())?;
     let stat = fstat(&tree)?;
     if file_type(&stat) != node.kind || stat.st_rdev != node.device {
         return Err(Errno::ENODEV);

@@ -1,10 +1,10 @@
-//! Device nodes that a container has, the links beside them, and the access rules that go with them: from one list.
+//! Device nodes that a container has, and the links beside them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{Mode, SFlag, makedev};
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType as Type};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType as Type};
 
 use crate::sys::path::relative;
 
@@ -96,33 +96,6 @@ fn configured_node(device: &LinuxDevice) -> Result<Node> {
     })
 }
 
-/// The device rules of a container: what the bundle says, then what every container may use besides.
-///
-/// The order matters, a later rule wins. The additions are those of runc: making nodes of any number, the default
-/// nodes, pseudo terminals and tun.
-pub(crate) fn rules(configured: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
-    let allow = |kind, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(kind).access(access);
-        if let Some(major) = major {
-            rule = rule.major(major);
-        }
-        if let Some(minor) = minor {
-            rule = rule.minor(minor);
-        }
-        rule.build().expect("every field of a rule has a default")
-    };
-    let mut rules = configured.to_vec();
-    rules.push(allow(Type::C, None, None, "m"));
-    rules.push(allow(Type::B, None, None, "m"));
-    for (_, major, minor) in DEFAULTS {
-        rules.push(allow(Type::C, Some(major.cast_signed()), Some(minor.cast_signed()), "rwm"));
-    }
-    rules.push(allow(Type::C, Some(136), None, "rwm"));
-    rules.push(allow(Type::C, Some(5), Some(2), "rwm"));
-    rules.push(allow(Type::C, Some(10), Some(200), "rwm"));
-    rules
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,13 +124,5 @@ mod tests {
     fn the_wildcard_type_is_no_node() {
         let error = nodes(&[device("/dev/x", Type::A)]).unwrap_err().to_string();
         assert_eq!(error, "linux.devices: /dev/x: invalid device type: a");
-    }
-
-    #[test]
-    fn the_additions_come_after_the_configured_rules() {
-        let deny = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().unwrap();
-        let rules = rules(std::slice::from_ref(&deny));
-        assert_eq!(rules[0], deny);
-        assert!(rules[1..].iter().all(LinuxDeviceCgroup::allow));
     }
 }

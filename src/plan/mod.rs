@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 use oci_spec::runtime::{
-    Hooks, LinuxDeviceCgroup, LinuxNamespaceType as Kind, LinuxResources, LinuxSeccomp, LinuxTimeOffset, Spec,
+    Hooks, LinuxNamespaceType as Kind, LinuxResources, LinuxSeccomp, LinuxTimeOffset, Spec,
 };
 
 use crate::idmap::{self, Maps, Range};
+use crate::spec::sysctl_path;
 use crate::sys::mount::{Change, Reach};
-use crate::sys::path::relative;
 use devices::{Making, Node};
 use host::Host;
 use mounts::{Hierarchy, MountOp, What, inner_paths};
@@ -63,8 +63,8 @@ pub(crate) struct Control {
     /// `linux.cgroupsPath` as it was written.
     pub(crate) path: Option<PathBuf>,
     pub(crate) resources: LinuxResources,
-    /// Empty where device access is not restricted (rootless).
-    pub(crate) device_rules: Vec<LinuxDeviceCgroup>,
+    /// Not for a rootless caller, who may not load the program that restricts access to devices.
+    pub(crate) restrict_devices: bool,
     /// The host's uid that may manage the cgroup from inside: given only to a container with a cgroup namespace of its
     /// own and a writable mount of the hierarchy.
     pub(crate) delegate_to: Option<Uid>,
@@ -157,11 +157,6 @@ impl Plan {
             op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
         });
         let resources = linux.resources().clone().unwrap_or_default();
-        let device_rules = if rootless {
-            Vec::new()
-        } else {
-            devices::rules(resources.devices().as_deref().unwrap_or_default())
-        };
         let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
         let keyring = (!options.no_new_keyring)
             .then(|| std::ffi::CString::new(format!("_ses.{}", options.id)))
@@ -183,7 +178,12 @@ impl Plan {
             inherited_fds: options.inherited_fds,
             seccomp: linux.seccomp().clone(),
             hooks: spec.hooks().clone().unwrap_or_default(),
-            control: Control { path: linux.cgroups_path().clone(), resources, device_rules, delegate_to },
+            control: Control {
+                path: linux.cgroups_path().clone(),
+                resources,
+                restrict_devices: !rootless,
+                delegate_to,
+            },
             namespaces,
             maps,
             mounts,
@@ -265,22 +265,10 @@ fn time_offsets<'a>(offsets: impl Iterator<Item = (&'a String, &'a LinuxTimeOffs
     })
 }
 
-/// Names become paths below /proc/sys. As in sysctl(8) the first separator met is the one that separates; the other
-/// then stands for itself.
+/// Files below /proc/sys, in the order of their names.
 fn sysctl<'a>(settings: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<(PathBuf, String)> {
-    let path = |name: &str| match name.find(['.', '/']).map(|at| name.as_bytes()[at]) {
-        Some(b'.') => name
-            .chars()
-            .map(|c| match c {
-                '.' => '/',
-                '/' => '.',
-                other => other,
-            })
-            .collect(),
-        _ => name.to_owned(),
-    };
-    let mut files: Vec<_> =
-        settings.map(|(name, value)| (relative(Path::new(&path(name))), value.clone())).collect();
+    let file = |(name, value): (&String, &String)| Some((sysctl_path(name)?.into(), value.clone()));
+    let mut files: Vec<_> = settings.filter_map(file).collect();
     files.sort();
     files
 }
@@ -289,19 +277,6 @@ fn sysctl<'a>(settings: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<(
 mod tests {
     use super::*;
     use std::collections::HashMap;
-
-    #[test]
-    fn sysctl_names_take_either_separator() {
-        for (name, path) in [
-            ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
-            ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
-            ("net.ipv4.conf.eno2/100.rp_filter", "net/ipv4/conf/eno2.100/rp_filter"),
-            ("net/ipv4/conf/eno2.100/rp_filter", "net/ipv4/conf/eno2.100/rp_filter"),
-        ] {
-            let settings = HashMap::from([(name.to_owned(), "1".to_owned())]);
-            assert_eq!(sysctl(settings.iter()), [(PathBuf::from(path), "1".to_owned())], "{name}");
-        }
-    }
 
     #[test]
     fn time_offsets_are_lines_of_clock_seconds_and_nanoseconds() {

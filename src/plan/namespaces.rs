@@ -42,6 +42,8 @@ pub(crate) struct Namespaces {
     pub(crate) clone: CloneFlags,
     /// Entered by the child by path, in this order.
     pub(crate) joins: Vec<Join>,
+    /// The pid namespace to join, at the second fork.
+    pub(crate) pid: Option<PathBuf>,
     /// Unshared by the child once its ids are mapped, so that the new user namespace owns them.
     pub(crate) unshare: CloneFlags,
     /// A new time namespace: unshared and entered by the child, since its offsets freeze at entry.
@@ -89,6 +91,7 @@ impl Namespaces {
         Self {
             clone,
             joins,
+            pid: path(Kind::Pid),
             unshare,
             new_time: origin(Kind::Time) == Origin::New,
             second_fork,

@@ -4,7 +4,9 @@
 //! looked up twice.
 
 use std::ffi::{CStr, CString, c_int, c_uint};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 
@@ -88,6 +90,16 @@ pub(crate) fn clone_tree(dir: BorrowedFd, path: &CStr, reach: Reach) -> nix::Res
     let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | reach.flag();
     // SAFETY: the path is null-terminated and only read.
     new_fd(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
+}
+
+/// A detached copy of what is at `path` of the caller's own tree, with its attributes changed.
+pub(crate) fn bind(path: &Path, reach: Reach, wanted: Change) -> nix::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let tree = clone_tree(nix::fcntl::AT_FDCWD, &path, reach)?;
+    if !wanted.is_none() {
+        change(tree.as_fd(), Reach::One, wanted)?;
+    }
+    Ok(tree)
 }
 
 /// Attach the mount behind `mount` (detached, or elsewhere in this namespace) on the file or directory behind `target`.

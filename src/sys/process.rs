@@ -220,6 +220,14 @@ pub(crate) fn join_session_keyring(name: &CStr) -> nix::Result<()> {
     Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
 }
 
+/// The kind of namespace that `file` stands for, as its CLONE_NEW* flag (ioctl_ns(2)); an error for any other file.
+pub(crate) fn namespace_type(file: BorrowedFd) -> nix::Result<c_int> {
+    /// `NS_GET_NSTYPE` of linux/nsfs.h: _IO(0xb7, 3).
+    const GET_TYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), GET_TYPE as _) })
+}
+
 /// Set every signal to its default action and let all of them through: what a fresh program expects.
 pub(crate) fn reset_signals() {
     // SAFETY: sigaction and sigprocmask with zeroed, that is default, values; a signal whose action cannot be changed
