@@ -21,7 +21,7 @@ use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
-pub(crate) use check::{Context, Fault, check as check_spec, sysctl_path};
+pub(crate) use check::{Context, Fault, sysctl_path};
 pub(crate) use decode::parse;
 pub(crate) use features::{MOUNT_OPTIONS, features_json};
 pub(crate) use template::default_config;
@@ -73,7 +73,7 @@ impl Bundle {
 
     /// Every rule the config.json breaks, in the order in which runc would come upon them; empty when it may be run.
     pub(crate) fn check(&self, how: &Context) -> Vec<Fault> {
-        check::check_with(&self.spec, how, self.faults.clone())
+        check::check(&self.spec, how, self.faults.clone())
     }
 }
 

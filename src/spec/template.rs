@@ -224,8 +224,8 @@ const PATHS: &str = r#"
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Context, check_spec, parse};
     use super::*;
+    use crate::spec::{Context, check::check, parse};
     use serde_json::{Value, json};
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
                     rootless: rootless.is_some(),
                     ..Context::default()
                 };
-                assert_eq!(check_spec(&spec, &how), [], "{rootless:?} {cgroup2}");
+                assert_eq!(check(&spec, &how, Vec::new()), [], "{rootless:?} {cgroup2}");
             }
         }
     }
