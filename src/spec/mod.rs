@@ -6,7 +6,7 @@
 
 mod check;
 mod decode;
-mod features;
+pub(crate) mod features;
 mod template;
 
 use std::ffi::CStr;
@@ -23,7 +23,7 @@ use oci_spec::runtime::Spec;
 
 pub(crate) use check::{Context, Fault, sysctl_path};
 pub(crate) use decode::parse;
-pub(crate) use features::{MOUNT_OPTIONS, features_json};
+pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 
 const CONFIG: &CStr = c"config.json";
