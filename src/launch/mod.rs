@@ -4,7 +4,7 @@
 pub(crate) mod cache;
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -97,6 +97,10 @@ impl Drop for Undo {
 impl Launched {
     pub(crate) fn pid(&self) -> Pid {
         self.undo.process.as_ref().map_or(Pid::from_raw(0), |process| process.pid)
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.undo.process.as_ref().expect("a launched process is there until it is kept").pidfd.as_fd()
     }
 
     /// Whether the process has a cgroup of its own.

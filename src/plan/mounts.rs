@@ -60,6 +60,16 @@ pub(crate) struct MountOp {
 }
 
 impl MountOp {
+    /// The file system's name.
+    pub(crate) fn kind(&self) -> String {
+        match &self.what {
+            What::Filesystem { kind, .. } => kind.to_string_lossy().into_owned(),
+            What::Bind { .. } => "bind".to_owned(),
+            What::Cgroup { .. } => "cgroup2".to_owned(),
+            What::Remount => "remount".to_owned(),
+        }
+    }
+
     /// The source as messages name it.
     pub(crate) fn source(&self) -> String {
         match &self.what {
