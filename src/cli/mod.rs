@@ -1,1 +1,3 @@
-pub(crate) fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+pub(crate) fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

@@ -1,1 +1,3 @@
-
+pub(crate) mod pidfd;
+pub(crate) mod spawn;
+pub(crate) mod tty;
