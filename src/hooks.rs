@@ -1,1 +1,348 @@
+//! The six hook points of the runtime specification (config.md, "POSIX-platform Hooks"), as one mechanism.
+//!
+//! A list is prepared while memory may still be allocated, and run where its point is: prestart and createRuntime by
+//! the creator before pivot_root, createContainer by the child before pivot_root, startContainer by the child after
+//! `start` and under the container's seccomp filter, poststart by `start` after the payload's execve, poststop by
+//! `delete`. Because of startContainer, running one allocates nothing and a failure is a value of fixed size.
 
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use oci_spec::runtime::Hook;
+use serde::Serialize;
+
+use crate::sys::spawn::{self, Captured, End, Program};
+
+/// One hook, ready to run.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    kind: &'static str,
+    index: usize,
+    program: Program,
+    limit: Option<Duration>,
+}
+
+impl Prepared {
+    /// Prepares the list of the hook point `kind` (the specification's name, for messages).
+    ///
+    /// `inherited` is the environment of hooks that name none: empty for hooks in the runtime's namespace, `process.env`
+    /// for startContainer. Errors: a path that is not absolute, a NUL byte, a time limit that is not positive.
+    pub(crate) fn list(
+        kind: &'static str,
+        hooks: &[Hook],
+        inherited: &[String],
+    ) -> Result<Vec<Self>> {
+        hooks
+            .iter()
+            .enumerate()
+            .map(|(index, hook)| {
+                Self::new(kind, index, hook, inherited)
+                    .with_context(|| format!("{kind} hook #{index}"))
+            })
+            .collect()
+    }
+
+    fn new(kind: &'static str, index: usize, hook: &Hook, inherited: &[String]) -> Result<Self> {
+        let path = hook.path();
+        ensure!(
+            path.is_absolute(),
+            "path {} is not absolute",
+            path.display()
+        );
+        let limit = match hook.timeout() {
+            None => None,
+            Some(seconds) => {
+                let seconds = u64::try_from(seconds).unwrap_or(0);
+                ensure!(seconds > 0, "timeout must be greater than zero");
+                Some(Duration::from_secs(seconds))
+            }
+        };
+        let path = terminated("path", path.as_os_str())?;
+        let argv = match hook.args() {
+            Some(args) if !args.is_empty() => args
+                .iter()
+                .map(|arg| terminated("argument", arg))
+                .collect::<Result<_>>()?,
+            _ => vec![path.clone()],
+        };
+        let env = hook
+            .env()
+            .as_deref()
+            .unwrap_or(inherited)
+            .iter()
+            .map(|entry| terminated("environment variable", entry))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            kind,
+            index,
+            program: Program::new(path, argv, env),
+            limit,
+        })
+    }
+
+    /// Runs the hook with the container's state on its stdin (see [`State`]) and waits for its end.
+    ///
+    /// Allocates nothing, also on failure, and may be called in a container's init under its seccomp filter.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a box would allocate, which the caller's place forbids"
+    )]
+    pub(crate) fn run(&self, state: &[u8]) -> Result<(), HookFailure> {
+        let (mut stdout, mut stderr) = (Captured::EMPTY, Captured::EMPTY);
+        let cause = match spawn::run(&self.program, state, self.limit, &mut stdout, &mut stderr) {
+            Ok(End::Exited(0)) => return Ok(()),
+            Ok(End::Exited(status)) => Cause::Status(status),
+            Ok(End::Signalled(signal)) => Cause::Signal(signal),
+            Ok(End::TimedOut) => Cause::Timeout(self.limit.unwrap_or_default()),
+            Ok(End::NotExecuted(errno)) => Cause::Refused("execve", errno),
+            Err((step, errno)) => Cause::Refused(step, errno),
+        };
+        let mut path = Captured::EMPTY;
+        path.push(self.program.path().to_bytes());
+        Err(HookFailure {
+            kind: self.kind,
+            index: self.index,
+            path,
+            cause,
+            stdout,
+            stderr,
+        })
+    }
+}
+
+fn terminated(what: &str, text: impl AsRef<OsStr>) -> Result<CString> {
+    CString::new(text.as_ref().as_bytes()).with_context(|| format!("{what} contains nul byte"))
+}
+
+/// Why a hook failed. The text is made without allocating: [`HookFailure::render`] for the child, `Display` for others.
+#[derive(Clone, Debug)]
+pub(crate) struct HookFailure {
+    kind: &'static str,
+    index: usize,
+    path: Captured<128>,
+    cause: Cause,
+    stdout: Captured<896>,
+    stderr: Captured<896>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    Status(i32),
+    Signal(i32),
+    Timeout(Duration),
+    Refused(&'static str, Errno),
+}
+
+impl HookFailure {
+    /// Writes the sentence into `buffer`, cut where it ends, and returns its length in bytes.
+    pub(crate) fn render(&self, buffer: &mut [u8]) -> usize {
+        let mut out = Slice { buffer, len: 0 };
+        // A full buffer is the only error, and the text is meant to be cut then.
+        fmt::write(&mut out, format_args!("{self}")).ok();
+        out.len
+    }
+}
+
+struct Slice<'a> {
+    buffer: &'a mut [u8],
+    len: usize,
+}
+
+impl fmt::Write for Slice<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let taken = text.floor_char_boundary(self.buffer.len() - self.len);
+        self.buffer[self.len..self.len + taken].copy_from_slice(&text.as_bytes()[..taken]);
+        self.len += taken;
+        if taken < text.len() {
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for HookFailure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "error running {} hook #{}: ", self.kind, self.index)?;
+        match self.cause {
+            Cause::Status(status) => write!(out, "exit status {status}")?,
+            Cause::Signal(signal) => write!(out, "signal {signal}")?,
+            Cause::Timeout(limit) => {
+                write!(
+                    out,
+                    "hook ran past specified timeout of {}.0s",
+                    limit.as_secs()
+                )?;
+            }
+            Cause::Refused("execve", errno) => {
+                out.write_str("exec ")?;
+                write_lossy(out, self.path.bytes())?;
+                write!(out, ": {}", errno.desc())?;
+            }
+            Cause::Refused(step, errno) => write!(out, "{step}: {}", errno.desc())?,
+        }
+        for (name, bytes) in [
+            ("stdout", self.stdout.bytes()),
+            ("stderr", self.stderr.bytes()),
+        ] {
+            write!(out, ", {name}: ")?;
+            write_lossy(out, bytes.trim_ascii_end())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for HookFailure {}
+
+/// Text as it is, bytes that are none as U+FFFD.
+fn write_lossy(out: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        out.write_str(chunk.valid())?;
+        if !chunk.invalid().is_empty() {
+            out.write_str("\u{fffd}")?;
+        }
+    }
+    Ok(())
+}
+
+/// The state of a container as the specification shapes it (runtime.md, "State"), which is what hooks read.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct State<'a> {
+    pub(crate) oci_version: &'a str,
+    pub(crate) id: &'a str,
+    pub(crate) status: &'a str,
+    /// As seen in the hook's pid namespace; left out when there is no process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<i32>,
+    pub(crate) bundle: &'a Path,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: &'a BTreeMap<String, String>,
+}
+
+/// `state` as JSON. Errors: a bundle path that is no UTF-8.
+pub(crate) fn state_json(state: &State<'_>) -> Result<Vec<u8>> {
+    serde_json::to_vec(state)
+        .with_context(|| format!("describe container {} to its hooks", state.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::HookBuilder;
+
+    fn hook(script: &str) -> HookBuilder {
+        HookBuilder::default()
+            .path("/bin/sh")
+            .args(["sh", "-c", script].map(str::to_owned))
+    }
+
+    fn failure(hook: HookBuilder) -> String {
+        let hooks = [hook.build().unwrap()];
+        Prepared::list("createRuntime", &hooks, &[]).unwrap()[0]
+            .run(b"{}")
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn failure_names_hook_status_and_output() {
+        assert_eq!(
+            failure(hook("echo out; echo err >&2; exit 1")),
+            "error running createRuntime hook #0: exit status 1, stdout: out, stderr: err"
+        );
+        assert_eq!(
+            failure(hook("kill -9 $$")),
+            "error running createRuntime hook #0: signal 9, stdout: , stderr: "
+        );
+        assert_eq!(
+            failure(HookBuilder::default().path("/no/such")),
+            "error running createRuntime hook #0: exec /no/such: No such file or directory, stdout: , stderr: "
+        );
+    }
+
+    #[test]
+    fn hook_past_its_timeout_is_named_so() {
+        assert_eq!(
+            failure(hook("exec sleep 60").timeout(1)),
+            "error running createRuntime hook #0: hook ran past specified timeout of 1.0s, stdout: , stderr: "
+        );
+    }
+
+    #[test]
+    fn hook_without_env_gets_the_inherited_one_and_with_env_its_own() {
+        let print = || hook("echo \"${A-unset} ${B-unset}\" >&2; exit 1");
+        let run = |hook: HookBuilder, inherited: &[String]| {
+            Prepared::list("startContainer", &[hook.build().unwrap()], inherited).unwrap()[0]
+                .run(b"")
+                .unwrap_err()
+                .stderr
+                .bytes()
+                .to_vec()
+        };
+        let env = |text: &str| vec![text.to_owned()];
+        assert_eq!(run(print(), &[]), b"unset unset\n");
+        assert_eq!(run(print(), &env("A=1")), b"1 unset\n");
+        assert_eq!(run(print().env(env("B=2")), &env("A=1")), b"unset 2\n");
+    }
+
+    #[test]
+    fn text_is_cut_to_the_buffer_at_a_character() {
+        let hooks = [hook("echo ää >&2; exit 1").build().unwrap()];
+        let failure = Prepared::list("poststop", &hooks, &[]).unwrap()[0]
+            .run(b"")
+            .unwrap_err();
+        let whole = failure.to_string();
+        let mut buffer = [0; 512];
+        let length = failure.render(&mut buffer);
+        assert_eq!(&buffer[..length], whole.as_bytes());
+        let cut = failure.render(&mut buffer[..whole.len() - 1]);
+        assert_eq!(cut, whole.len() - 2);
+    }
+
+    #[test]
+    fn bad_hooks_are_refused_before_anything_runs() {
+        let refuse = |hook: HookBuilder| {
+            let error = Prepared::list("prestart", &[hook.build().unwrap()], &[]).unwrap_err();
+            format!("{error:#}")
+        };
+        assert_eq!(
+            refuse(HookBuilder::default().path("bin/x")),
+            "prestart hook #0: path bin/x is not absolute"
+        );
+        assert_eq!(
+            refuse(hook("").timeout(0)),
+            "prestart hook #0: timeout must be greater than zero"
+        );
+    }
+
+    #[test]
+    fn state_has_the_shape_of_the_specification() {
+        let mut annotations = BTreeMap::new();
+        let state = |pid, annotations: &BTreeMap<String, String>| {
+            let state = State {
+                oci_version: "1.3.0",
+                id: "web",
+                status: "stopped",
+                pid,
+                bundle: Path::new("/b"),
+                annotations,
+            };
+            String::from_utf8(state_json(&state).unwrap()).unwrap()
+        };
+        assert_eq!(
+            state(None, &annotations),
+            r#"{"ociVersion":"1.3.0","id":"web","status":"stopped","bundle":"/b"}"#
+        );
+        annotations.insert("k".into(), "v".into());
+        assert_eq!(
+            state(Some(7), &annotations),
+            r#"{"ociVersion":"1.3.0","id":"web","status":"stopped","pid":7,"bundle":"/b","annotations":{"k":"v"}}"#
+        );
+    }
+}

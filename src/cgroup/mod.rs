@@ -1,1 +1,1010 @@
+//! The container's cgroup: one directory in the v2 hierarchy, written to file by file (the cgroupfs driver).
+//!
+//! Nothing here is opened by a path from the root of the file system. The hierarchy's root is held as a descriptor, and
+//! every directory and file below it is opened relative to one, without leaving the mount and without following a link:
+//! a container may own parts of this tree.
+//!
+//! ORDER: limits and device rules are in place before a process is cloned into the cgroup, so that it never runs
+//! without them.
 
+mod devices;
+mod files;
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+use nix::sys::uio::pread;
+use nix::unistd::{Pid, Uid, UnlinkatFlags, fchown, fchownat, read, unlinkat, write};
+
+use crate::sys::bpf;
+
+pub(crate) use devices::Devices;
+use files::Need;
+pub(crate) use files::{Limit, limits};
+
+/// How long the kernel may take to freeze a cgroup, or its processes to leave it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause where the kernel announces nothing: a directory that looks empty and still cannot be removed.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The cgroup v2 hierarchy of this host.
+#[derive(Debug)]
+pub(crate) struct Hierarchy {
+    mount_point: PathBuf,
+    root: OwnedFd,
+}
+
+impl Hierarchy {
+    /// Find the hierarchy: on `/sys/fs/cgroup`, on a hybrid host on `/sys/fs/cgroup/unified`, else wherever the mount
+    /// table has it.
+    pub(crate) fn probe() -> Result<Self> {
+        for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+            if let Some(found) = Self::at(Path::new(place)) {
+                return Ok(found);
+            }
+        }
+        procfs::process::Process::myself()
+            .and_then(|myself| myself.mountinfo())
+            .context("read the mount table")?
+            .into_iter()
+            .filter(|mount| mount.fs_type == "cgroup2")
+            .find_map(|mount| Self::at(&mount.mount_point))
+            .context("no cgroup v2 hierarchy is mounted on this host")
+    }
+
+    fn at(mount_point: &Path) -> Option<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(mount_point, flags, Mode::empty()).ok()?;
+        let is_v2 =
+            fstatfs(&root).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+        is_v2.then(|| Self {
+            mount_point: mount_point.to_owned(),
+            root,
+        })
+    }
+
+    /// Where the hierarchy is mounted.
+    pub(crate) fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+}
+
+/// The cgroup of this process as a path below the hierarchy.
+pub(crate) fn own() -> Result<PathBuf> {
+    let text = std::fs::read("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    own_in(&text).context("/proc/self/cgroup names no cgroup v2")
+}
+
+/// The v2 entry of a `/proc/PID/cgroup` file.
+fn own_in(text: &[u8]) -> Option<PathBuf> {
+    let path = text
+        .split(|&byte| byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"0::"))?;
+    Some(PathBuf::from(OsString::from_vec(path.to_vec())))
+}
+
+/// Where a container's cgroup lies below the hierarchy, as an absolute path.
+///
+/// An absolute `cgroups_path` is meant from the hierarchy's root, a relative one from the parent of our own cgroup (our
+/// own most likely holds processes, so nothing can be limited below it); an absent or empty one is the container's id
+/// there. `own` is asked only when needed.
+pub(crate) fn path_for(
+    cgroups_path: Option<&Path>,
+    id: &str,
+    own: impl FnOnce() -> Result<PathBuf>,
+) -> Result<PathBuf> {
+    let wanted = cgroups_path
+        .filter(|path| !path.as_os_str().is_empty())
+        .unwrap_or(Path::new(id));
+    let mut path = PathBuf::from("/");
+    if !wanted.is_absolute() {
+        let own = own()?;
+        let parent = own.parent().unwrap_or(Path::new("/"));
+        path.extend(names(parent).with_context(|| format!("own cgroup {}", own.display()))?);
+    }
+    path.extend(names(wanted).with_context(|| format!("linux.cgroupsPath {}", wanted.display()))?);
+    if path.parent().is_none() {
+        bail!(
+            "linux.cgroupsPath {} is the root of the hierarchy, which cannot be a container's",
+            wanted.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The names along a path, from the hierarchy's root. Refuses `..`, which would lead out of what the path names.
+fn names(path: &Path) -> Result<Vec<&Path>> {
+    path.components()
+        .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+        .map(|part| match part {
+            Component::Normal(name) => Ok(Path::new(name)),
+            _ => bail!("the path has a \"..\""),
+        })
+        .collect()
+}
+
+/// The caller has no right to make the cgroup.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    path: PathBuf,
+    errno: Errno,
+}
+
+impl Refused {
+    /// What a rootless caller makes of it: without limits and without a `cgroupsPath` the container does without a
+    /// cgroup of its own; otherwise this is an error.
+    pub(crate) fn without_cgroup(&self, cgroups_path: bool, limits: bool) -> Result<()> {
+        if cgroups_path {
+            bail!("unable to apply cgroup configuration: {self}");
+        }
+        if limits {
+            bail!(
+                "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: {self}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `io::Error` writes the error as all other messages of the program do.
+        let cause = std::io::Error::from(self.errno).to_string().to_lowercase();
+        write!(f, "make cgroup {}: {cause}", self.path.display())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A container's cgroup, held open.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    name: OsString,
+    parent: OwnedFd,
+    dir: OwnedFd,
+    /// Whether `create` made it, so that nothing of an earlier use can be in it.
+    fresh: bool,
+    /// The ancestors that `create` made, outermost first.
+    made: Vec<Made>,
+}
+
+/// A directory that was made, as a name in an open parent.
+#[derive(Debug)]
+struct Made {
+    parent: OwnedFd,
+    name: OsString,
+}
+
+impl Cgroup {
+    /// Make the cgroup at `path` with `limits`.
+    ///
+    /// Missing ancestors are made too, and every controller that the hierarchy offers is enabled down to the cgroup, as
+    /// far as the kernel agrees. A directory that is there already is used if it is neither frozen nor holds a process.
+    /// On failure what was made is removed. A caller without the right to make it finds [`Refused`] in the error.
+    pub(crate) fn create(hierarchy: &Hierarchy, path: &Path, limits: &[Limit]) -> Result<Self> {
+        let mut made = Vec::new();
+        let cgroup =
+            Self::make(hierarchy, path, limits, &mut made).and_then(|(cgroup, threaded)| {
+                let prepared = cgroup.prepare(limits, threaded);
+                match prepared {
+                    Ok(()) => Ok(cgroup),
+                    Err(error) => {
+                        if cgroup.fresh {
+                            // The reason why the limits could not be set matters more than a directory left behind.
+                            remove_dir(&cgroup.parent, Path::new(&cgroup.name)).ok();
+                        }
+                        Err(error)
+                    }
+                }
+            });
+        match cgroup {
+            Ok(cgroup) => Ok(Self { made, ..cgroup }),
+            Err(error) => {
+                remove_made(&made);
+                Err(error)
+            }
+        }
+    }
+
+    /// Make the directories. Also says whether the cgroup may lie below a threaded one.
+    fn make(
+        hierarchy: &Hierarchy,
+        path: &Path,
+        limits: &[Limit],
+        made: &mut Vec<Made>,
+    ) -> Result<(Self, bool)> {
+        let names = names(path)?;
+        let (&name, above) = names
+            .split_last()
+            .context("the root of the hierarchy cannot be a container's cgroup")?;
+        let wanted = words(
+            &read_short(&hierarchy.root, "cgroup.controllers")
+                .context("read cgroup.controllers")?,
+        );
+
+        let at = above.iter().collect::<PathBuf>();
+        let at = if above.is_empty() {
+            Path::new(".")
+        } else {
+            at.as_path()
+        };
+        let (parent, complete) = match open_dir(&hierarchy.root, at) {
+            // The usual case: an engine's parent cgroup, made and set up by an earlier container.
+            Ok(parent) if lacking(&parent, &wanted).is_empty() => (parent, true),
+            Ok(_) | Err(Errno::ENOENT) => walk(hierarchy, path, above, wanted, limits, made)?,
+            Err(errno) => {
+                return Err(errno)
+                    .with_context(|| format!("open the parent of cgroup {}", path.display()));
+            }
+        };
+
+        let fresh = match mkdirat(&parent, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
+            Err(errno) => return Err(refusal(path, errno)),
+        };
+        let dir = match open_listable(&parent, name) {
+            Ok(dir) => dir,
+            Err(errno) => {
+                if fresh {
+                    remove_dir(&parent, name).ok();
+                }
+                return Err(errno).with_context(|| format!("open cgroup {}", path.display()));
+            }
+        };
+        let name = name.as_os_str().to_owned();
+        Ok((
+            Self {
+                path: path.to_owned(),
+                name,
+                parent,
+                dir,
+                fresh,
+                made: Vec::new(),
+            },
+            !complete,
+        ))
+    }
+
+    fn prepare(&self, limits: &[Limit], threaded: bool) -> Result<()> {
+        let events = Events::read(&self.dir).with_context(|| self.says("read cgroup.events"))?;
+        if events.populated {
+            let count = self.members()?.len();
+            if count > 0 {
+                bail!("container's cgroup is not empty: {count} process(es) found");
+            }
+        }
+        // Also a fresh one is frozen when an ancestor is: a process cloned into it would never answer.
+        if events.frozen {
+            bail!("container's cgroup unexpectedly frozen");
+        }
+        if threaded || !self.fresh {
+            make_usable(&self.dir, &self.path, limits)?;
+        }
+        self.set(limits)
+    }
+
+    /// Open the cgroup at `path`; `None` where there is none.
+    pub(crate) fn open(hierarchy: &Hierarchy, path: &Path) -> Result<Option<Self>> {
+        let names = names(path)?;
+        let (&name, above) = names
+            .split_last()
+            .context("the root of the hierarchy cannot be a container's cgroup")?;
+        let at = above.iter().collect::<PathBuf>();
+        let at = if above.is_empty() {
+            Path::new(".")
+        } else {
+            at.as_path()
+        };
+        let found = open_dir(&hierarchy.root, at)
+            .and_then(|parent| open_listable(&parent, name).map(|dir| (parent, dir)));
+        match found {
+            Ok((parent, dir)) => {
+                let name = name.as_os_str().to_owned();
+                Ok(Some(Self {
+                    path: path.to_owned(),
+                    name,
+                    parent,
+                    dir,
+                    fresh: false,
+                    made: Vec::new(),
+                }))
+            }
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno).with_context(|| format!("open cgroup {}", path.display())),
+        }
+    }
+
+    /// Where it lies below the hierarchy, as an absolute path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open directory, for `CLONE_INTO_CGROUP`; close-on-exec.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Move a process into the cgroup.
+    pub(crate) fn add(&self, pid: Pid) -> Result<()> {
+        let mut attempts = 5;
+        loop {
+            match write_file(&self.dir, Path::new("cgroup.procs"), &pid.to_string()) {
+                // A cgroup that has just become threaded refuses for a moment.
+                Err(Errno::EINVAL) if attempts > 0 => {
+                    attempts -= 1;
+                    std::thread::sleep(Duration::from_millis(30));
+                }
+                result => {
+                    return result.with_context(|| self.says(&format!("add process {pid} to")));
+                }
+            }
+        }
+    }
+
+    /// Write limits, in order. An error leaves those before it in force.
+    pub(crate) fn set(&self, limits: &[Limit]) -> Result<()> {
+        limits.iter().try_for_each(|limit| self.set_one(limit))
+    }
+
+    fn set_one(&self, limit: &Limit) -> Result<()> {
+        let file = limit.file.as_ref();
+        let result = write_file(&self.dir, Path::new(file), &limit.value);
+        let errno = match (&limit.need, result) {
+            (_, Ok(()))
+            | (Need::IfPresent, Err(Errno::ENOENT))
+            | (Need::IfValid, Err(Errno::EINVAL)) => return Ok(()),
+            (Need::Instead(file, value), Err(Errno::ENOENT)) => {
+                let instead = Limit {
+                    file: (*file).into(),
+                    value: value.clone(),
+                    need: Need::Required,
+                };
+                return self.set_one(&instead);
+            }
+            (_, Err(errno)) => errno,
+        };
+        let shown = match limit.need {
+            Need::Unified => format!("unified resource {file:?}"),
+            _ => file.to_owned(),
+        };
+        let controller = limit.controller();
+        let unavailable = || {
+            controller != "cgroup"
+                && read_short(&self.dir, "cgroup.controllers")
+                    .is_ok_and(|all| !words(&all).iter().any(|c| c == controller))
+        };
+        if matches!(errno, Errno::ENOENT | Errno::EACCES | Errno::EPERM) && unavailable() {
+            bail!("{shown} can't be set: controller {controller:?} not available");
+        }
+        Err(errno).with_context(|| match limit.need {
+            Need::Unified => format!("unable to set {shown} to {:?}", limit.value),
+            _ => format!("set {shown} to {:?}", limit.value),
+        })
+    }
+
+    /// Put the device rules in force, in the place of those that may be there.
+    ///
+    /// Only the privileged may do so (CAP_SYS_ADMIN and CAP_BPF in the initial user namespace): a rootless caller leaves it.
+    pub(crate) fn devices(&self, devices: &Devices) -> Result<()> {
+        let old = if self.fresh {
+            Vec::new()
+        } else {
+            bpf::device_programs(self.fd())
+                .with_context(|| self.says("find the device programs of"))?
+        };
+        let mut outdated = old.as_slice();
+        if let Some(instructions) = devices.program() {
+            let program = bpf::load_device_program(c"pelagos_devices", instructions)?;
+            // ORDER: the new program before the old ones go, so that there is no moment without rules.
+            let attached = if let [single] = outdated {
+                outdated = &[];
+                bpf::replace_device_program(self.fd(), program.as_fd(), single.as_fd())
+            } else {
+                bpf::attach_device_program(self.fd(), program.as_fd())
+            };
+            attached.with_context(|| self.says("attach the device program to"))?;
+        }
+        for program in outdated {
+            match bpf::detach_device_program(self.fd(), program.as_fd()) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(errno)
+                        .with_context(|| self.says("detach an old device program from"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stop every process of the cgroup and of those below it, or let them go on. Returns when they have stopped; where
+    /// that takes too long they go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<()> {
+        let write = |value| write_file(&self.dir, Path::new("cgroup.freeze"), value);
+        if !frozen {
+            return write("0").with_context(|| self.says("thaw"));
+        }
+        write("1").with_context(|| self.says("freeze"))?;
+        match self.wait_for(|events| events.frozen, Instant::now() + PATIENCE) {
+            Ok(true) => Ok(()),
+            waited => {
+                let thawed = write("0");
+                waited.with_context(|| self.says("freeze"))?;
+                thawed.with_context(|| self.says("thaw"))?;
+                Err(anyhow!(
+                    "its processes did not stop within {} s",
+                    PATIENCE.as_secs()
+                ))
+                .with_context(|| self.says("freeze"))
+            }
+        }
+    }
+
+    /// Whether its processes are stopped, by its own freezer or by that of an ancestor. A cgroup that is gone is not.
+    pub(crate) fn is_frozen(&self) -> Result<bool> {
+        match Events::read(&self.dir) {
+            Ok(events) => Ok(events.frozen),
+            Err(errno) if is_gone(errno) => Ok(false),
+            Err(errno) => Err(errno).with_context(|| self.says("read cgroup.events of")),
+        }
+    }
+
+    /// Send SIGKILL to every process of the cgroup and of those below it, frozen ones and such that are just forking
+    /// included (`cgroup.kill`, Linux 5.14). Does not wait for their end.
+    pub(crate) fn kill(&self) -> Result<()> {
+        match write_file(&self.dir, Path::new("cgroup.kill"), "1") {
+            Err(errno) if !is_gone(errno) => {
+                Err(errno).with_context(|| self.says("kill the processes of"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The processes of the cgroup and of those below it, by their pids in our pid namespace; those that have none
+    /// there are left out.
+    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
+        // The kernel writes a pid that we cannot see as 0, which to kill(2) would mean our own process group.
+        Ok(self
+            .members()?
+            .into_iter()
+            .filter(|&pid| pid != 0)
+            .map(Pid::from_raw)
+            .collect())
+    }
+
+    fn members(&self) -> Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        let mut pending = vec![PathBuf::from(".")];
+        while let Some(at) = pending.pop() {
+            let found = open_listable(&self.dir, &at)
+                .and_then(|dir| Ok((read_long(&dir, "cgroup.procs")?, dir)));
+            let (procs, dir) = match found {
+                Ok(found) => found,
+                Err(errno) if is_gone(errno) => continue,
+                Err(errno) => return Err(errno).with_context(|| self.says("read cgroup.procs of")),
+            };
+            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+            let children = children(&dir).with_context(|| self.says("list"))?;
+            pending.extend(children.into_iter().map(|name| at.join(name)));
+        }
+        Ok(pids)
+    }
+
+    /// Give the cgroup to `owner`, the container's user as a host id: the directory and the files that the kernel lists
+    /// in `/sys/kernel/cgroup/delegate`.
+    pub(crate) fn delegate(&self, owner: Uid) -> Result<()> {
+        let listed = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_else(|_| {
+            "cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n".to_owned()
+        });
+        fchown(&self.dir, Some(owner), None).with_context(|| self.says("delegate"))?;
+        for file in listed
+            .lines()
+            .filter(|file| !file.is_empty() && !file.contains('/'))
+        {
+            match fchownat(
+                &self.dir,
+                Path::new(file),
+                Some(owner),
+                None,
+                AtFlags::AT_SYMLINK_NOFOLLOW,
+            ) {
+                // The files of controllers that are not enabled here.
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| self.says(&format!("delegate {file} of")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Remove the cgroup and those below it, as soon as the last process has left. One that is gone is done.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match remove_dir(&self.parent, Path::new(&self.name)) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EBUSY) => {}
+                Err(errno) => return Err(errno).with_context(|| self.says("remove")),
+            }
+            let empty = self.wait_for(|events| !events.populated, deadline);
+            if !empty.with_context(|| self.says("remove"))? {
+                let count = self.members()?.len();
+                bail!(
+                    "remove cgroup {}: {count} process(es) still in it",
+                    self.path.display()
+                );
+            }
+            match prune(&self.dir) {
+                Ok(true) => {}
+                // Nothing is in the way and yet it cannot be removed; no event will tell when that is over.
+                Ok(false) => std::thread::sleep(PAUSE),
+                Err(errno) if is_gone(errno) => {}
+                Err(errno) => return Err(errno).with_context(|| self.says("remove what is below")),
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "remove cgroup {}: not done within {} s",
+                    self.path.display(),
+                    PATIENCE.as_secs()
+                );
+            }
+        }
+    }
+
+    /// Take back what `create` did: remove the cgroup and the ancestors if they were made for it. For a container that
+    /// could not be made; its processes must be on their way out.
+    pub(crate) fn undo(&self) -> Result<()> {
+        if self.fresh {
+            self.remove()?;
+        }
+        remove_made(&self.made);
+        Ok(())
+    }
+
+    /// Wait until the cgroup's events are as wanted, or the cgroup is gone. False when the deadline passes first.
+    fn wait_for(&self, wanted: impl Fn(&Events) -> bool, deadline: Instant) -> nix::Result<bool> {
+        let file = match open_file(&self.dir, Path::new("cgroup.events"), OFlag::O_RDONLY) {
+            Ok(file) => file,
+            Err(errno) if is_gone(errno) => return Ok(true),
+            Err(errno) => return Err(errno),
+        };
+        loop {
+            // ORDER: read, then poll: the kernel reports a change since the last read of this descriptor.
+            let mut text = [0; 256];
+            match pread(&file, &mut text, 0) {
+                Ok(length) if wanted(&Events::parse(&text[..length])) => return Ok(true),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) if is_gone(errno) => return Ok(true),
+                Err(errno) => return Err(errno),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            // Rounded up, so that the last millisecond is not spent turning.
+            let timeout =
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            match poll(
+                &mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)],
+                timeout,
+            ) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn says(&self, what: &str) -> String {
+        format!("{what} cgroup {}", self.path.display())
+    }
+}
+
+/// The content of `cgroup.events`.
+#[derive(Debug, PartialEq, Eq)]
+struct Events {
+    /// Whether there is a live process here or below.
+    populated: bool,
+    frozen: bool,
+}
+
+impl Events {
+    fn read(dir: &OwnedFd) -> nix::Result<Self> {
+        read_short(dir, "cgroup.events").map(|text| Self::parse(text.as_bytes()))
+    }
+
+    fn parse(text: &[u8]) -> Self {
+        let has = |wanted: &[u8]| text.split(|&byte| byte == b'\n').any(|line| line == wanted);
+        Self {
+            populated: has(b"populated 1"),
+            frozen: has(b"frozen 1"),
+        }
+    }
+}
+
+/// Go down to the parent of the cgroup, making what is missing and enabling the controllers on the way. Returns the
+/// parent and whether everything that was wanted is enabled in it.
+fn walk(
+    hierarchy: &Hierarchy,
+    path: &Path,
+    above: &[&Path],
+    wanted: Vec<String>,
+    limits: &[Limit],
+    made: &mut Vec<Made>,
+) -> Result<(OwnedFd, bool)> {
+    let open_error =
+        |errno| Err(errno).with_context(|| format!("open the parent of cgroup {}", path.display()));
+    let count = wanted.len();
+    let mut dir = match open_dir(&hierarchy.root, Path::new(".")) {
+        Ok(dir) => dir,
+        Err(errno) => return open_error(errno),
+    };
+    let mut enabled = enable(&dir, wanted);
+    let mut so_far = PathBuf::from("/");
+    for &name in above {
+        so_far.push(name);
+        let next = match open_dir(&dir, name) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(&dir, name, Mode::from_bits_truncate(0o755)) {
+                    Ok(()) => {
+                        let parent = dir.try_clone().context("duplicate a descriptor")?;
+                        made.push(Made {
+                            parent,
+                            name: name.as_os_str().to_owned(),
+                        });
+                    }
+                    Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(refusal(&so_far, errno)),
+                }
+                open_dir(&dir, name)
+            }
+            found => found,
+        };
+        dir = match next {
+            Ok(next) => next,
+            Err(errno) => return open_error(errno),
+        };
+        if enabled.len() < count {
+            make_usable(&dir, &so_far, limits)?;
+        }
+        enabled = enable(&dir, enabled);
+    }
+    Ok((dir, enabled.len() == count))
+}
+
+/// Enable controllers for the children of a cgroup. Returns those that are enabled then; a controller that cannot be is
+/// no error here, since perhaps no limit needs it.
+fn enable(dir: &OwnedFd, wanted: Vec<String>) -> Vec<String> {
+    let control = Path::new("cgroup.subtree_control");
+    let mut missing = lacking(dir, &wanted);
+    if !missing.is_empty() && write_file(dir, control, &format!("+{}", missing.join(" +"))).is_err()
+    {
+        for controller in &missing {
+            write_file(dir, control, &format!("+{controller}")).ok();
+        }
+        missing = lacking(dir, &wanted);
+    } else {
+        missing.clear();
+    }
+    wanted
+        .into_iter()
+        .filter(|controller| !missing.contains(controller))
+        .collect()
+}
+
+/// Which of the wanted controllers are not enabled for the children of a cgroup.
+fn lacking(dir: &OwnedFd, wanted: &[String]) -> Vec<String> {
+    let enabled = words(&read_short(dir, "cgroup.subtree_control").unwrap_or_default());
+    wanted
+        .iter()
+        .filter(|controller| !enabled.contains(controller))
+        .cloned()
+        .collect()
+}
+
+/// Make a cgroup able to hold processes where it lies below a threaded one. There no domain controller can be enabled,
+/// so nobody needs to ask where all are.
+fn make_usable(dir: &OwnedFd, path: &Path, limits: &[Limit]) -> Result<()> {
+    let mode = read_short(dir, "cgroup.type")
+        .with_context(|| format!("read cgroup.type of {}", path.display()))?;
+    let needs_domain = limits.iter().any(Limit::needs_domain);
+    match (mode.trim_end(), needs_domain) {
+        ("domain invalid", true) => {
+            bail!(
+                "cannot enter cgroupv2 {:?} with domain controllers -- it is in an invalid state",
+                path.display().to_string()
+            )
+        }
+        ("domain invalid", false) => write_file(dir, Path::new("cgroup.type"), "threaded")
+            .with_context(|| format!("make cgroup {} threaded", path.display())),
+        (mode @ ("domain threaded" | "threaded"), true) => {
+            bail!(
+                "cannot enter cgroupv2 {:?} with domain controllers -- it is in {mode} mode",
+                path.display().to_string()
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Remove cgroups below `top`, deepest first, along one way down and back up. Returns whether any is gone now.
+///
+/// Holds few directories open however deep the tree is: a container may have made it as deep as it liked.
+fn prune(top: &OwnedFd) -> nix::Result<bool> {
+    const TRAIL: usize = 64;
+    let mut removed = false;
+    let mut trail = VecDeque::with_capacity(TRAIL + 1);
+    let mut dir = open_listable(top, Path::new("."))?;
+    loop {
+        let mut deeper = None;
+        for name in children(&dir)? {
+            match remove_dir(&dir, Path::new(&name)) {
+                Ok(()) => removed = true,
+                Err(Errno::EBUSY) => deeper = Some(name),
+                Err(errno) => return Err(errno),
+            }
+        }
+        let Some(name) = deeper else { break };
+        let next = open_listable(&dir, Path::new(&name))?;
+        trail.push_back((dir, name));
+        if trail.len() > TRAIL {
+            trail.pop_front();
+        }
+        dir = next;
+    }
+    while let Some((parent, name)) = trail.pop_back() {
+        match remove_dir(&parent, Path::new(&name)) {
+            Ok(()) => removed = true,
+            // It has more children, or a process.
+            Err(Errno::EBUSY) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(removed)
+}
+
+/// Remove directories that were made, innermost first. Another container may use one by now: it stays.
+fn remove_made(made: &[Made]) {
+    for Made { parent, name } in made.iter().rev() {
+        remove_dir(parent, Path::new(name)).ok();
+    }
+}
+
+/// Remove a directory; one that is gone is done.
+fn remove_dir(parent: &OwnedFd, name: &Path) -> nix::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Err(Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn refusal(path: &Path, errno: Errno) -> anyhow::Error {
+    match errno {
+        Errno::EACCES | Errno::EPERM | Errno::EROFS => Refused {
+            path: path.to_owned(),
+            errno,
+        }
+        .into(),
+        _ => anyhow!(errno).context(format!("make cgroup {}", path.display())),
+    }
+}
+
+/// Whether an error says that the cgroup has been removed: its files are gone, or dead where they are open.
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ENODEV)
+}
+
+fn open_at(dir: impl AsFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS
+        | ResolveFlag::RESOLVE_NO_SYMLINKS
+        | ResolveFlag::RESOLVE_NO_XDEV;
+    openat2(
+        dir,
+        path,
+        OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(resolve),
+    )
+}
+
+/// A directory to open others from.
+fn open_dir(dir: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    open_at(dir, path, OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// A directory to list, to attach programs to and to clone into.
+fn open_listable(dir: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    open_at(dir, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+}
+
+fn open_file(dir: &OwnedFd, name: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    open_at(dir, name, flags)
+}
+
+/// One write(2) of the whole value, as the kernel wants it.
+fn write_file(dir: &OwnedFd, name: &Path, value: &str) -> nix::Result<()> {
+    let file = open_file(dir, name, OFlag::O_WRONLY)?;
+    write(&file, value.as_bytes()).map(drop)
+}
+
+/// The content of a file that the kernel fills at once: all but lists of processes.
+fn read_short(dir: &OwnedFd, name: &str) -> nix::Result<String> {
+    let file = open_file(dir, Path::new(name), OFlag::O_RDONLY)?;
+    let mut text = [0; 4096];
+    let length = read(&file, &mut text)?;
+    Ok(String::from_utf8_lossy(&text[..length]).into_owned())
+}
+
+fn read_long(dir: &OwnedFd, name: &str) -> nix::Result<String> {
+    let file = open_file(dir, Path::new(name), OFlag::O_RDONLY)?;
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match read(&file, &mut part) {
+            Ok(0) => return Ok(String::from_utf8_lossy(&text).into_owned()),
+            Ok(length) => text.extend_from_slice(&part[..length]),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The names of the cgroups directly below.
+fn children(dir: &OwnedFd) -> nix::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::from_fd(open_listable(dir, Path::new("."))?)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() == Some(Type::Directory) && name != b"." && name != b".." {
+            names.push(OsString::from_vec(name.to_vec()));
+        }
+    }
+    Ok(names)
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(cgroups_path: Option<&str>, own: &str) -> Result<String> {
+        path_for(cgroups_path.map(Path::new), "web", || {
+            Ok(PathBuf::from(own))
+        })
+        .map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn a_path_is_absolute_or_beside_our_own() {
+        for (cgroups_path, own, expected) in [
+            (Some("/a/b"), "/x/y", "/a/b"),
+            (Some("//a/./b/"), "/x/y", "/a/b"),
+            (Some("a/b"), "/x/y", "/x/a/b"),
+            (Some("a"), "/", "/a"),
+            (
+                Some("system.slice:docker:web"),
+                "/x/y",
+                "/x/system.slice:docker:web",
+            ),
+            (Some(""), "/x/y", "/x/web"),
+            (None, "/x/y/z", "/x/y/web"),
+            (None, "/x", "/web"),
+            (None, "/", "/web"),
+        ] {
+            assert_eq!(
+                path(cgroups_path, own).unwrap(),
+                expected,
+                "{cgroups_path:?} in {own}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_absolute_path_does_not_ask_for_our_own() {
+        let asked = || -> Result<PathBuf> { bail!("asked") };
+        assert_eq!(
+            path_for(Some(Path::new("/a")), "web", asked).unwrap(),
+            Path::new("/a")
+        );
+    }
+
+    #[test]
+    fn a_path_that_leads_elsewhere_is_refused() {
+        for (cgroups_path, own, error) in [
+            (
+                Some("/a/../b"),
+                "/",
+                "linux.cgroupsPath /a/../b: the path has a \"..\"",
+            ),
+            (
+                Some("../b"),
+                "/x/y",
+                "linux.cgroupsPath ../b: the path has a \"..\"",
+            ),
+            (None, "/../x/y", "own cgroup /../x/y: the path has a \"..\""),
+            (
+                Some("/"),
+                "/",
+                "linux.cgroupsPath / is the root of the hierarchy, which cannot be a container's",
+            ),
+            (
+                Some("."),
+                "/",
+                "linux.cgroupsPath . is the root of the hierarchy, which cannot be a container's",
+            ),
+        ] {
+            assert_eq!(format!("{:#}", path(cgroups_path, own).unwrap_err()), error);
+        }
+    }
+
+    #[test]
+    fn our_own_cgroup_is_the_entry_of_v2() {
+        assert_eq!(
+            own_in(b"0::/user.slice/a b\n"),
+            Some(PathBuf::from("/user.slice/a b"))
+        );
+        assert_eq!(
+            own_in(b"9:name=systemd:/x\n8:pids:/\n0::/\n"),
+            Some(PathBuf::from("/"))
+        );
+        assert_eq!(own_in(b"9:name=systemd:/x\n"), None);
+    }
+
+    #[test]
+    fn events_are_read_by_name() {
+        for (text, populated, frozen) in [
+            ("populated 0\nfrozen 0\n", false, false),
+            ("populated 1\nfrozen 0\n", true, false),
+            ("frozen 1\nother 1\npopulated 1\n", true, true),
+            ("", false, false),
+        ] {
+            assert_eq!(
+                Events::parse(text.as_bytes()),
+                Events { populated, frozen },
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_permission_only_a_container_that_asks_for_nothing_goes_on() {
+        let refused = refusal(Path::new("/web"), Errno::EACCES);
+        let refused = refused.downcast_ref::<Refused>().unwrap();
+        assert!(refused.without_cgroup(false, false).is_ok());
+        let words = |path, limits| {
+            refused
+                .without_cgroup(path, limits)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            words(true, true),
+            "unable to apply cgroup configuration: make cgroup /web: permission denied (os error 13)",
+        );
+        assert_eq!(
+            words(false, true),
+            "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: \
+             make cgroup /web: permission denied (os error 13)",
+        );
+        assert!(refusal(Path::new("/web"), Errno::EPERM).is::<Refused>());
+        assert!(refusal(Path::new("/web"), Errno::EROFS).is::<Refused>());
+        assert!(!refusal(Path::new("/web"), Errno::ENOSPC).is::<Refused>());
+    }
+}

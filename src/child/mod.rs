@@ -1,1 +1,119 @@
+//! Everything between clone and execve. The rules at this door:
+//!
+//! 1. Decide nothing: read the plan. What depends on the configuration was decided there.
+//! 2. One thread, no locks, no lazy state, no standard streams, no logger, no name service.
+//! 3. Fail with a step, an errno and a short subject; the parent writes the sentence.
+//! 4. No way back: leave by execve or `_exit`. The parent's destructors never run here.
+//! 5. After the pivot no path of the host: what is needed from there arrived as a descriptor.
+//! 6. After the seccomp filter no allocation, and few system calls: the user's filter may forbid them.
+//! 7. The order is a contract. A moved line needs its `ORDER:` note changed, and a test that fails without it.
+//!
+//! | zone      | rooms                           | from → to                                |
+//! |-----------|---------------------------------|------------------------------------------|
+//! | 1 outside | `enter`, `mounts`, `copy_up`    | clone → pivot: the host's tree in sight  |
+//! | 2 inside  | `rootfs`, `console`, `privileges` | pivot → filter loaded                  |
+//! | 3 sealed  | `last`                          | filter loaded → execve                   |
+#![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+mod console;
+mod copy_up;
+mod enter;
+mod last;
+mod mounts;
+mod privileges;
+mod rootfs;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
+
+use crate::handshake::{ChildEnd, Step};
+use crate::hooks::Prepared;
+use crate::plan::Plan;
+use crate::plan::seccomp::Filter;
+use crate::sys::process::CloneFlags;
+
+/// What the child is given besides the plan: all that the parent opened or made for it.
+pub(crate) struct Given<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) talk: ChildEnd,
+    /// Whether the parent has to act before anything else: write the id maps, or place the process in its cgroup.
+    pub(crate) wait_mapped: bool,
+    /// Namespaces that the clone did not make.
+    pub(crate) unshare: CloneFlags,
+    /// The namespaces to join, in the plan's order, and the pid namespace, which has its own moment.
+    pub(crate) joins: Vec<OwnedFd>,
+    pub(crate) pid_namespace: Option<OwnedFd>,
+    /// The host's /proc.
+    pub(crate) host_proc: OwnedFd,
+    /// Trees that the parent cloned: of the root, and of the mount with the same index.
+    pub(crate) root_tree: Option<OwnedFd>,
+    pub(crate) trees: Vec<Option<OwnedFd>>,
+    /// Where the host has the cgroup hierarchy, and the container's directory in it.
+    pub(crate) hierarchy: PathBuf,
+    pub(crate) cgroup: PathBuf,
+    /// Whether the parent has hooks to run when the mounts are complete.
+    pub(crate) stop_when_rooted: bool,
+    pub(crate) create_container: Vec<Prepared>,
+    pub(crate) start_container: Vec<Prepared>,
+    /// The container's state for its hooks, from a status and a pid.
+    pub(crate) state: &'a dyn Fn(&str, i32) -> Vec<u8>,
+    pub(crate) filter: Option<Filter>,
+    /// The fifos of the start protocol: the word to start, and the answer. Without them the handshake's socket is both.
+    pub(crate) fifos: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Given<'_> {
+    /// The value, or the end of this process with the step and subject told to the parent.
+    fn check<T>(&self, result: nix::Result<T>, step: Step, subject: impl AsRef<OsStr>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(errno) => self.talk.fail(step, errno, subject.as_ref().as_bytes()),
+        }
+    }
+}
+
+/// Become the container's process.
+pub(crate) fn main(mut given: Given) -> ! {
+    // Modes are given as they are meant; the payload's own mask comes last.
+    umask(Mode::empty());
+    enter::namespaces(&given);
+    enter::kernel_objects(&given);
+    let root = mounts::attach(&mut given);
+    if given.stop_when_rooted {
+        given.talk.rooted_and_wait();
+    }
+    // ORDER: after the runtime's hooks, which may make the network devices that a sysctl names.
+    mounts::sysctl(&given);
+    run_hooks(&given);
+    let null = rootfs::host_null(&given);
+    rootfs::switch(&given, &root);
+    enter::pid_namespace(&given);
+    rootfs::reopen_null(&given, &root);
+    rootfs::make_cwd(&given, &root);
+    console::open(&given, &root);
+    mounts::late_read_only(&given, &root);
+    // ORDER: after everything that is made inside /proc and /sys or over them.
+    rootfs::protect_paths(&given, &root, null);
+    privileges::names(&given);
+    let program = privileges::drop(&mut given, &root);
+    last::words(&given, program)
+}
+
+fn run_hooks(given: &Given) {
+    if given.create_container.is_empty() {
+        return;
+    }
+    let state = (given.state)("creating", nix::unistd::getpid().as_raw());
+    for hook in &given.create_container {
+        if let Err(failure) = hook.run(&state) {
+            let mut text = [0; 4096];
+            let length = failure.render(&mut text);
+            given.talk.fail(Step::Hook, Errno::UnknownErrno, &text[..length]);
+        }
+    }
+}

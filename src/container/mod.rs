@@ -1,1 +1,685 @@
+//! A container as its callers know it: the operations, each one command of the runtime.
+//!
+//! ```text
+//!            create                start                  payload ends, kill
+//!  (nothing) ──────► creating ──► created ──────► running ───────────────────► stopped
+//!                        │           │            │    ▲                          │
+//!                        │           │      pause ▼    │ resume                   │ delete
+//!                        │           │            paused                          ▼
+//!                        └─ failure ─┴─ kill, delete ────────────────────────► (nothing)
+//! ```
+//!
+//! The order in which engines call us:
+//!
+//! * containerd's shim: `create`, then `start`; `kill` with a number; `delete` once the init's exit was reaped, with
+//!   `--force` after a failed start. `state` and `ps` at any time.
+//! * conmon (Podman, CRI-O): `create` with a pid file, read when `create` has ended; `start`; `kill`; `delete --force`.
+//!   Podman runs `state` without any of its runtime flags.
+//! * A person: `run`, which is create, start, wait and delete in one process.
+//!
+//! A verb that changes a container holds the lock of its state directory. `state`, `list` and `kill` do not look at the
+//! lock, so a create that hangs holds up none of them. Status is never stored (`state.rs` derives it).
 
+mod create;
+pub(crate) mod foreground;
+pub(crate) mod state;
+
+use std::fmt;
+use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, read, unlinkat, write};
+
+pub(crate) use create::{create, run};
+use state::{Busy, Dir, EXEC_FIFO, Locked, RESULT_FIFO, Record, Status};
+
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::hooks::{self, Prepared};
+use crate::report;
+use crate::sys::pidfd;
+
+/// How long a verb waits for another one on the same container.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a killed init may take to die.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// A container's name: letters, digits and `_ + - .`, but not `.` or `..`, since it is a directory's name too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Id(String);
+
+impl Id {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Id {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.is_empty() {
+            bail!("container id cannot be empty");
+        }
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+        if matches!(text, "." | "..") || !text.bytes().all(allowed) {
+            bail!("invalid container ID format");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// Conditions that callers tell apart. COMPAT: the words are libcontainer's, which engines search for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Exists,
+    NotFound,
+    NotRunning,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Exists => "container with given ID already exists",
+            Self::NotFound => "container does not exist",
+            Self::NotRunning => "container not running",
+        })
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Whether the runtime should count itself as rootless.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Rootless {
+    Yes,
+    No,
+    /// Decide from the effective uid and the user namespace.
+    #[default]
+    Auto,
+}
+
+/// What `create` was asked for. Paths are absolute.
+#[derive(Clone, Debug)]
+pub(crate) struct CreateOptions {
+    pub(crate) id: Id,
+    /// The state root.
+    pub(crate) root: PathBuf,
+    pub(crate) bundle: PathBuf,
+    /// Socket that gets the pty's master.
+    pub(crate) console_socket: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Socket that gets the init's pidfd.
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    pub(crate) no_pivot: bool,
+    pub(crate) no_new_keyring: bool,
+    /// How many fds above 2 and those of `LISTEN_FDS` the payload keeps.
+    pub(crate) preserve_fds: u32,
+    pub(crate) rootless: Rootless,
+    pub(crate) systemd_cgroup: bool,
+}
+
+/// What `run` was asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct RunOptions {
+    pub(crate) create: CreateOptions,
+    /// Return once the payload runs.
+    pub(crate) detach: bool,
+    /// Do not delete the container at the end.
+    pub(crate) keep: bool,
+    /// Do not adopt the payload's orphans.
+    pub(crate) no_subreaper: bool,
+}
+
+/// An existing container, as it was when it was opened.
+#[derive(Debug)]
+pub(crate) struct Container {
+    dir: Dir,
+    record: Record,
+}
+
+impl Container {
+    /// Errors: [`Fault::NotFound`], or a record this release cannot read.
+    pub(crate) fn open(root: &Path, id: &Id) -> Result<Self> {
+        let dir = Dir::open(root, id)?;
+        let record = dir.record()?.ok_or(Fault::NotFound)?;
+        Ok(Self { dir, record })
+    }
+
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.dir.status(&self.record)
+    }
+}
+
+/// All containers below `root` by name; those that cannot be read are warned of and left out.
+///
+/// Errors: the root cannot be read, its absence included.
+pub(crate) fn list(root: &Path) -> Result<Vec<Container>> {
+    let mut names = Vec::new();
+    let read = || format!("read state root {}", root.display());
+    for entry in fs::read_dir(root).with_context(read)? {
+        let entry = entry.with_context(read)?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Some(id) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| Id::from_str(name).ok())
+        {
+            names.push(id);
+        }
+    }
+    names.sort();
+    let mut containers = Vec::with_capacity(names.len());
+    for id in names {
+        match Container::open(root, &id) {
+            Ok(container) => containers.push(container),
+            // Deleted since the directory was read, or still without a record.
+            Err(error) if error.is::<Fault>() => {}
+            Err(error) => report::warn(format_args!("container {id}: {error:#}")),
+        }
+    }
+    Ok(containers)
+}
+
+/// Lets a created container's payload begin. Errors: any other status, in runc's words.
+pub(crate) fn start(root: &Path, id: &Id) -> Result<()> {
+    let container = Container::open(root, id)?;
+    // Asked before the lock too: a hung create holds it, and must not hold up this answer.
+    startable(container.status())?;
+    let locked = container.dir.lock(PATIENCE)?;
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    startable(locked.status(&record))?;
+    release(&locked, &record)
+}
+
+fn startable(status: Status) -> Result<()> {
+    match status {
+        Status::Created => Ok(()),
+        Status::Stopped => bail!("cannot start a container that has stopped"),
+        Status::Running => bail!("cannot start an already running container"),
+        other => bail!("cannot start a container in the {other} state"),
+    }
+}
+
+/// The start protocol for a created container, then its poststart hooks.
+///
+/// The init sleeps in a read of the exec fifo and holds the result fifo open for writing. One byte wakes it. From then on
+/// the result fifo tells: its end without data is the payload's execve (the fd closes on exec), data is the sentence why
+/// there was none. Returns when the payload runs.
+pub(crate) fn release(container: &Locked, record: &Record) -> Result<()> {
+    report::debug!("start {}: wake the init", record.id);
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let init = record
+        .init()
+        .ok_or_else(|| anyhow!("cannot start a container that has stopped"))?;
+    // ORDER: opened before the byte is written, or an init that is quick could be gone before we listen.
+    let result = openat(
+        container,
+        RESULT_FIFO,
+        flags | OFlag::O_RDONLY,
+        Mode::empty(),
+    )
+    .with_context(|| format!("open {RESULT_FIFO}"))?;
+    let exec = match openat(container, EXEC_FIFO, flags | OFlag::O_WRONLY, Mode::empty()) {
+        // No reader: the init has died since the status was derived.
+        Err(Errno::ENXIO) => bail!("cannot start a container that has stopped"),
+        other => other.with_context(|| format!("open {EXEC_FIFO}"))?,
+    };
+    write(&exec, b"0").with_context(|| format!("write {EXEC_FIFO}"))?;
+    drop(exec);
+
+    let message = read_to_end(&result, &init)?;
+    for fifo in [EXEC_FIFO, RESULT_FIFO] {
+        unlinkat(container, fifo, UnlinkatFlags::NoRemoveDir)
+            .with_context(|| format!("remove {fifo}"))?;
+    }
+    if !message.is_empty() {
+        // Its last word; wait for the death that follows, so that `state` says stopped from here on.
+        pidfd::wait_dead(&init, DEATH).context("wait for the container's init")?;
+        bail!("{}", String::from_utf8_lossy(&message));
+    }
+
+    if let Err(error) = run_hooks("poststart", &record.poststart, record, Status::Running) {
+        // runtime-spec 1.3, runtime.md "Lifecycle": a failing poststart hook ends the container.
+        report::debug!("start {}: poststart failed, kill", record.id);
+        return Err(match end(record) {
+            Ok(()) => error,
+            Err(more) => gathered(vec![error, more]),
+        });
+    }
+    Ok(())
+}
+
+/// Reads the result fifo up to its end, which comes at the latest with the init's death.
+fn read_to_end(result: &OwnedFd, init: &OwnedFd) -> Result<Vec<u8>> {
+    let mut message = Vec::new();
+    loop {
+        let mut fds = [
+            PollFd::new(result.as_fd(), PollFlags::POLLIN),
+            PollFd::new(init.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            other => other.context("wait for the payload")?,
+        };
+        let mut chunk = [0; 4096];
+        match read(result, &mut chunk) {
+            Ok(0) => return Ok(message),
+            Ok(length) => message.extend_from_slice(&chunk[..length]),
+            Err(Errno::EINTR) => {}
+            // Another process still holds it although the init is dead: nothing more will come.
+            Err(Errno::EAGAIN) if fds[1].any() == Some(true) => return Ok(message),
+            Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("read {RESULT_FIFO}")),
+        }
+    }
+}
+
+fn run_hooks(
+    kind: &'static str,
+    hooks: &[oci_spec::runtime::Hook],
+    record: &Record,
+    status: Status,
+) -> Result<()> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let state = hooks::state_json(&hooks::State {
+        oci_version: &record.oci_version,
+        id: &record.id,
+        status: status.as_str(),
+        pid: (status != Status::Stopped).then_some(record.init_process_pid),
+        bundle: &record.bundle,
+        annotations: &record.annotations,
+    })?;
+    let mut errors = Vec::new();
+    for hook in Prepared::list(kind, hooks, &[])? {
+        report::debug!("run a {kind} hook");
+        if let Err(failure) = hook.run(&state) {
+            errors.push(anyhow!(failure));
+            if kind != "poststop" {
+                break;
+            }
+        }
+    }
+    all_well(errors)
+}
+
+/// Sends `signal` to the container's init.
+///
+/// KILL of a container without a pid namespace of its own goes to every process in its cgroup, since its other processes
+/// would outlive the init. Errors: [`Fault::NotRunning`], [`Fault::NotFound`].
+pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
+    let container = Container::open(root, id)?;
+    let record = container.record();
+    let init = record.init();
+    if signal == nix::libc::SIGKILL
+        && !record.own_pid_namespace
+        && let Some(cgroup) = open_cgroup(record)?
+    {
+        // COMPAT: also when the init is gone and others are left, which is how an engine ends them.
+        report::debug!("kill {id}: every process in its cgroup");
+        return cgroup.kill();
+    }
+    let init = init.ok_or(Fault::NotRunning)?;
+    report::debug!(
+        "kill {id}: signal {signal} to process {}",
+        record.init_process_pid
+    );
+    match pidfd::send_signal(&init, signal) {
+        Err(Errno::ESRCH) => bail!(Fault::NotRunning),
+        other => other.with_context(|| format!("send signal {signal}")),
+    }
+}
+
+/// Removes a container: what is left of its processes, its cgroup, and at last its state directory.
+///
+/// A stopped or created container is removed, any other only with `force`. What an earlier delete or a killed create left
+/// half done is finished. Errors: [`Fault::NotFound`] without `force`; a status that needs it. When several steps fail
+/// the rest is still tried, all errors are told, and the state directory stays, so that delete can be repeated.
+pub(crate) fn delete(root: &Path, id: &Id, force: bool) -> Result<()> {
+    match delete_existing(root, id, force) {
+        // COMPAT: deleting the absent is done already when forced.
+        Err(error) if force && matches!(error.downcast_ref(), Some(Fault::NotFound)) => Ok(()),
+        other => other,
+    }
+}
+
+fn delete_existing(root: &Path, id: &Id, force: bool) -> Result<()> {
+    let dir = Dir::open(root, id)?;
+    let Some(record) = dir.record()? else {
+        // A create killed before its first side effect, or a delete killed in its last step.
+        dir.lock(PATIENCE)?.remove()?;
+        bail!(Fault::NotFound);
+    };
+    deletable(id, dir.status(&record), force)?;
+    let locked = match dir.lock(if force {
+        Duration::from_secs(1)
+    } else {
+        PATIENCE
+    }) {
+        Err(error) if force && error.is::<Busy>() => {
+            // A create or start that hangs. Without its init it fails and cleans up by itself.
+            report::debug!("delete {id}: locked, end its processes first");
+            let record = Dir::open(root, id)?.record()?.ok_or(Fault::NotFound)?;
+            end(&record)?;
+            Dir::open(root, id)?
+                .lock(PATIENCE)
+                .with_context(|| format!("delete {id}: its processes were killed"))?
+        }
+        other => other?,
+    };
+    // Whoever had the lock before may have changed it.
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    deletable(id, locked.status(&record), force)?;
+    destroy(locked, &record)
+}
+
+fn deletable(id: &Id, status: Status, force: bool) -> Result<()> {
+    match status {
+        Status::Stopped | Status::Created => Ok(()),
+        _ if force => Ok(()),
+        other => bail!("cannot delete container {id} that is not stopped: {other}"),
+    }
+}
+
+/// Ends and removes a container whose lock is held, whatever its status.
+pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
+    let mut errors = Vec::new();
+    errors.extend(end(record).err());
+    report::debug!("delete {}: remove its cgroup", record.id);
+    let removed =
+        open_cgroup(record).and_then(|cgroup| cgroup.map_or(Ok(()), |cgroup| cgroup.remove()));
+    errors.extend(removed.err());
+    all_well(errors)?;
+    if let Err(error) = run_hooks("poststop", &record.poststop, record, Status::Stopped) {
+        // runtime-spec, config.md "Poststop": logged, and the delete goes on.
+        report::warn(format_args!("{error:#}"));
+    }
+    report::debug!("delete {}: remove its state directory", record.id);
+    container.remove()
+}
+
+/// Kills every process of the container and waits for the init's death.
+fn end(record: &Record) -> Result<()> {
+    let mut errors = Vec::new();
+    let init = record.init();
+    if let Some(init) = &init {
+        match pidfd::send_signal(init, nix::libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => errors.push(anyhow!(errno).context("kill the container's init")),
+        }
+    }
+    // With its own pid namespace the init takes the others along, except those that joined only the cgroup.
+    match open_cgroup(record) {
+        Ok(None) => {}
+        Ok(Some(cgroup)) => errors.extend(cgroup.kill().err()),
+        Err(error) => errors.push(error),
+    }
+    if let Some(init) = init {
+        match pidfd::wait_dead(&init, DEATH) {
+            Ok(true) => {}
+            Ok(false) => errors.push(anyhow!("container init still running")),
+            Err(errno) => errors.push(anyhow!(errno).context("wait for the container's init")),
+        }
+    }
+    all_well(errors)
+}
+
+fn open_cgroup(record: &Record) -> Result<Option<Cgroup>> {
+    match &record.cgroup {
+        None => Ok(None),
+        Some(path) => Cgroup::open(&Hierarchy::probe()?, path),
+    }
+}
+
+fn all_well(errors: Vec<anyhow::Error>) -> Result<()> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(gathered(errors))
+}
+
+/// Several errors as one; a single one stays what it is.
+fn gathered(mut errors: Vec<anyhow::Error>) -> anyhow::Error {
+    if errors.len() == 1 {
+        return errors.remove(0);
+    }
+    let texts: Vec<_> = errors.iter().map(|error| format!("{error:#}")).collect();
+    anyhow!(texts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::{Gid, Pid, Uid};
+    use std::process::{Child, Command};
+    use std::time::Instant;
+
+    use state::{ProcessStat, SCHEMA};
+
+    /// A state directory with a shell for an init: it speaks the start protocol and then runs `rest`.
+    struct Fake {
+        root: tempfile::TempDir,
+        child: Child,
+        pid: i32,
+    }
+
+    impl Fake {
+        fn new(rest: &str, change: impl FnOnce(&mut Record)) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let locked = Dir::create(root.path(), &web()).unwrap();
+            locked
+                .make_fifos(Uid::effective(), Gid::effective())
+                .unwrap();
+            let wait = "exec 3<>result.fifo 4<>exec.fifo; head -c 1 <&4 >/dev/null;";
+            let child = Command::new("sh")
+                .args(["-c", &format!("{wait} {rest}")])
+                .current_dir(locked.path())
+                .spawn()
+                .unwrap();
+            let pid = child.id().cast_signed();
+            wait_until(|| fs::exists(format!("/proc/{pid}/fd/4")).unwrap_or(false));
+            let mut record = Record {
+                id: "web".into(),
+                init_process_pid: pid,
+                init_process_start: ProcessStat::read(pid).unwrap().start,
+                schema: SCHEMA,
+                oci_version: "1.3.0".into(),
+                own_pid_namespace: true,
+                ..Record::default()
+            };
+            change(&mut record);
+            locked.save(&record).unwrap();
+            drop(locked);
+            Self { root, child, pid }
+        }
+
+        fn status(&self) -> Status {
+            Container::open(self.root.path(), &web()).unwrap().status()
+        }
+
+        fn start(&self) -> Result<(), String> {
+            start(self.root.path(), &web()).map_err(|error| format!("{error:#}"))
+        }
+
+        fn delete(&self, force: bool) -> Result<(), String> {
+            delete(self.root.path(), &web(), force).map_err(|error| format!("{error:#}"))
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+
+    const RUN: &str = "exec 3>&- 4>&-; exec sleep 60";
+
+    fn web() -> Id {
+        "web".parse().unwrap()
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn ids_follow_the_rule() {
+        for good in ["a", "A_b+c-d.e0", "...", "-x"] {
+            assert!(good.parse::<Id>().is_ok(), "{good}");
+        }
+        for (bad, words) in [
+            ("", "container id cannot be empty"),
+            (".", "invalid container ID format"),
+            ("..", "invalid container ID format"),
+            ("a/b", "invalid container ID format"),
+            ("a b", "invalid container ID format"),
+            ("ä", "invalid container ID format"),
+        ] {
+            assert_eq!(bad.parse::<Id>().unwrap_err().to_string(), words);
+        }
+    }
+
+    #[test]
+    fn created_container_runs_after_start_and_not_twice() {
+        let fake = Fake::new(RUN, |_| {});
+        assert_eq!(fake.status(), Status::Created);
+        assert_eq!(fake.start(), Ok(()));
+        assert_eq!(fake.status(), Status::Running);
+        assert!(!fs::exists(fake.root.path().join("web/exec.fifo")).unwrap());
+        assert_eq!(
+            fake.start(),
+            Err("cannot start an already running container".into())
+        );
+        assert_eq!(
+            fake.delete(false),
+            Err("cannot delete container web that is not stopped: running".into())
+        );
+    }
+
+    #[test]
+    fn reason_of_a_payload_that_cannot_run_is_the_error_of_start() {
+        let fake = Fake::new("printf 'exec: no such file' >&3; exit 1", |_| {});
+        assert_eq!(fake.start(), Err("exec: no such file".into()));
+        assert_eq!(fake.status(), Status::Stopped);
+        assert_eq!(
+            fake.start(),
+            Err("cannot start a container that has stopped".into())
+        );
+    }
+
+    #[test]
+    fn failing_poststart_hook_kills_the_container() {
+        let mut fake = Fake::new(RUN, |record| {
+            let hook = r#"[{"path": "/bin/sh", "args": ["sh", "-c", "echo no; exit 3"]}]"#;
+            record.poststart = serde_json::from_str(hook).unwrap();
+        });
+        assert_eq!(
+            fake.start(),
+            Err("error running poststart hook #0: exit status 3, stdout: no, stderr: ".into())
+        );
+        assert_eq!(fake.status(), Status::Stopped);
+        assert!(!fake.child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn delete_kills_a_created_container_runs_poststop_and_frees_the_id() {
+        let told = tempfile::tempdir().unwrap();
+        let script = format!("cat > {}/told", told.path().display());
+        let fake = Fake::new(RUN, |record| {
+            let hook = serde_json::json!([{"path": "/bin/false"}, {"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+            record.poststop = serde_json::from_value(hook).unwrap();
+        });
+        assert_eq!(fake.delete(false), Ok(()));
+        assert!(!ProcessStat::read(fake.pid).is_some_and(ProcessStat::is_alive));
+        assert_eq!(
+            fs::read_to_string(told.path().join("told")).unwrap(),
+            r#"{"ociVersion":"1.3.0","id":"web","status":"stopped","bundle":""}"#
+        );
+        assert_eq!(fake.delete(false), Err("container does not exist".into()));
+        assert_eq!(fake.delete(true), Ok(()));
+        Dir::create(fake.root.path(), &web()).unwrap();
+    }
+
+    #[test]
+    fn kill_reaches_the_init_and_a_dead_one_is_not_running() {
+        let mut fake = Fake::new(RUN, |_| {});
+        assert_eq!(fake.start(), Ok(()));
+        kill(fake.root.path(), &web(), nix::libc::SIGTERM).unwrap();
+        fake.child.wait().unwrap();
+        let error = kill(fake.root.path(), &web(), nix::libc::SIGTERM).unwrap_err();
+        assert_eq!(error.to_string(), "container not running");
+    }
+
+    #[test]
+    fn leftover_directory_without_a_record_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("web")).unwrap();
+        let error = delete(root.path(), &web(), false).unwrap_err();
+        assert_eq!(error.to_string(), "container does not exist");
+        assert!(!fs::exists(root.path().join("web")).unwrap());
+    }
+
+    #[test]
+    fn create_that_hangs_holds_up_neither_state_nor_list_nor_forced_delete() {
+        let fake = Fake::new(RUN, |_| {});
+        let hung = Dir::open(fake.root.path(), &web())
+            .unwrap()
+            .lock(PATIENCE)
+            .unwrap();
+        let mut intent = hung.record().unwrap().unwrap();
+        intent.init_process_pid = 0;
+        hung.save(&intent).unwrap();
+        let begun = Instant::now();
+        assert_eq!(fake.status(), Status::Creating);
+        assert_eq!(list(fake.root.path()).unwrap().len(), 1);
+        assert_eq!(
+            fake.start(),
+            Err("cannot start a container in the creating state".into())
+        );
+        assert_eq!(
+            fake.delete(false),
+            Err("cannot delete container web that is not stopped: creating".into())
+        );
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        let creator = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1500));
+            hung.remove().unwrap();
+        });
+        assert_eq!(fake.delete(true), Ok(()));
+        creator.join().unwrap();
+    }
+
+    #[test]
+    fn record_of_another_release_is_left_alone() {
+        let fake = Fake::new(RUN, |record| record.schema = 99);
+        for force in [false, true] {
+            assert!(fake.delete(force).unwrap_err().contains("state version 99"));
+        }
+        assert!(fs::exists(fake.root.path().join("web/state.json")).unwrap());
+        assert!(ProcessStat::read(fake.pid).unwrap().is_alive());
+    }
+}

@@ -1,1 +1,448 @@
+//! The parent side of one clone: open what the child will need, make its cgroup, clone, answer it, and take everything
+//! back when anything fails. Every container process comes through here.
 
+pub(crate) mod cache;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
+
+use crate::cgroup::{self, Cgroup, Devices, Hierarchy};
+use crate::child::{self, Given};
+use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
+use crate::hooks::Prepared;
+use crate::plan::Plan;
+use crate::plan::mounts::What;
+use crate::plan::namespaces::{clone_flag, name};
+use crate::plan::seccomp::Filter;
+use crate::report::debug;
+use crate::sys::mount::{self, Change, Reach};
+use crate::sys::process::{self, Cloned, getrlimit, namespace_type, pidfd_open, pidfd_send_signal, setrlimit};
+
+/// What a launch needs besides the plan.
+pub(crate) struct Request<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) hierarchy: &'a Hierarchy,
+    /// The container's cgroup, below the hierarchy.
+    pub(crate) cgroup: &'a Path,
+    /// Where compiled seccomp filters are kept.
+    pub(crate) cache: &'a Path,
+    /// The container's state for its hooks, from a status and a pid.
+    pub(crate) state: &'a dyn Fn(&str, i32) -> Vec<u8>,
+    pub(crate) rootless: bool,
+}
+
+/// All that can be worked out, and can fail, before the first side effect.
+pub(crate) struct Prepared4Launch {
+    limits: Vec<cgroup::Limit>,
+    devices: Option<Devices>,
+    filter: Option<Filter>,
+    runtime_hooks: Vec<Prepared>,
+    create_container: Vec<Prepared>,
+    start_container: Vec<Prepared>,
+}
+
+/// A process that waits for the word to start. Dropped, it is undone; [`Launched::keep`] lets it live.
+pub(crate) struct Launched {
+    pub(crate) talk: ParentEnd,
+    /// The master of the payload's terminal, and the slave's path inside.
+    pub(crate) console: Option<(OwnedFd, String)>,
+    undo: Undo,
+}
+
+/// A hook of the creating phase failed: the specification wants the poststop hooks run after the undoing.
+#[derive(Debug)]
+pub(crate) struct HookFailed(String);
+
+impl fmt::Display for HookFailed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for HookFailed {}
+
+/// What a failed launch takes back: the process, then its cgroup.
+struct Undo {
+    process: Option<Cloned>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL).ok();
+            if let Some(cgroup) = &self.cgroup {
+                // Whatever it may have started besides itself.
+                cgroup.kill().ok();
+            }
+            while waitid(Id::PIDFd(process.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+        }
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = cgroup.undo()
+        {
+            crate::report::warn(format_args!("remove cgroup {}: {error:#}", cgroup.path().display()));
+        }
+    }
+}
+
+impl Launched {
+    pub(crate) fn pid(&self) -> Pid {
+        self.undo.process.as_ref().map_or(Pid::from_raw(0), |process| process.pid)
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.undo.process.as_ref().expect("a launched process is there until it is kept").pidfd.as_fd()
+    }
+
+    /// Whether the process has a cgroup of its own.
+    pub(crate) fn has_cgroup(&self) -> bool {
+        self.undo.cgroup.is_some()
+    }
+
+    /// Nothing is taken back any more. Returns the process.
+    pub(crate) fn keep(mut self) -> (ParentEnd, OwnedFd) {
+        self.undo.cgroup = None;
+        let process = self.undo.process.take().expect("a launched process is there until it is kept");
+        (self.talk, process.pidfd)
+    }
+}
+
+/// Do everything that can fail without touching the host.
+///
+/// # Errors
+/// Names the limit, device rule, seccomp rule or hook at fault.
+pub(crate) fn prepare(request: &Request) -> Result<Prepared4Launch> {
+    let Request { plan, cache, .. } = request;
+    let control = &plan.control;
+    let rules = control.resources.devices().as_deref().unwrap_or_default();
+    let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
+        Prepared::list(kind, hooks.as_deref().unwrap_or_default(), env)
+    };
+    #[expect(deprecated, reason = "the specification still has prestart hooks, and engines use them")]
+    let mut runtime_hooks = list("prestart", plan.hooks.prestart(), &[])?;
+    runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime(), &[])?);
+    let env: Vec<_> = plan.process.env.iter().map(|line| line.to_string_lossy().into_owned()).collect();
+    Ok(Prepared4Launch {
+        limits: cgroup::limits(&control.resources)?,
+        devices: control.restrict_devices.then(|| Devices::compile(rules)).transpose()?,
+        filter: plan.seccomp.as_ref().map(|profile| cache::filter(profile, cache)).transpose()?,
+        runtime_hooks,
+        create_container: list("createContainer", plan.hooks.create_container(), &[])?,
+        start_container: list("startContainer", plan.hooks.start_container(), &env)?,
+    })
+}
+
+/// Make the container's process, up to the point where only the word to start is missing.
+///
+/// `fifos` are the go and the answer descriptor; without them the conversation's socket is both.
+///
+/// # Errors
+/// One sentence in the shape that engines look into: `unable to start container process: …`. Nothing is left behind.
+pub(crate) fn launch(
+    request: &Request,
+    prepared: Prepared4Launch,
+    fifos: Option<(OwnedFd, OwnedFd)>,
+) -> Result<Launched> {
+    let Request { plan, hierarchy, .. } = request;
+    let Prepared4Launch { limits, devices, filter, runtime_hooks, create_container, start_container } = prepared;
+    let mut undo = Undo { process: None, cgroup: None };
+    undo.cgroup = make_cgroup(request, &limits, devices.as_ref())?;
+    raise_limits(plan)?;
+
+    let (talk, child_end) = handshake::pair().context("make a socket pair")?;
+    let mut given = Given {
+        plan,
+        talk: child_end,
+        wait_mapped: plan.maps.is_some(),
+        unshare: plan.namespaces.unshare,
+        joins: plan.namespaces.joins.iter().map(|join| open_namespace(join.kind, &join.path)).collect::<Result<_>>()?,
+        pid_namespace: plan.namespaces.pid.as_deref().map(|path| open_namespace(Kind::Pid, path)).transpose()?,
+        host_proc: open_path("/proc")?,
+        root_tree: None,
+        trees: Vec::new(),
+        hierarchy: hierarchy.mount_point().to_owned(),
+        cgroup: request.cgroup.to_owned(),
+        stop_when_rooted: !runtime_hooks.is_empty(),
+        create_container,
+        start_container,
+        state: request.state,
+        filter,
+        fifos,
+    };
+    clone_sources(plan, &mut given)?;
+
+    debug!("clone the container's process");
+    let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref())?;
+    let pid = cloned.pid;
+    undo.process = Some(cloned);
+    // The child has its copies; ours would keep the host's mounts and the conversation alive.
+    let wait_mapped = given.wait_mapped;
+    drop(given);
+
+    if let Some(adjustment) = plan.process.oom_score_adj {
+        adjust_oom_score(pid, adjustment)?;
+    }
+    if let (false, Some(cgroup)) = (placed, &undo.cgroup) {
+        cgroup.add(pid).context("unable to apply cgroup configuration")?;
+    }
+    if wait_mapped {
+        if let Some(maps) = &plan.maps {
+            maps.write(pid).context("linux.uidMappings, linux.gidMappings")?;
+        }
+        debug!("process {pid} is mapped and in its cgroup");
+        // A child that died meanwhile has said why.
+        talk.mapped().ok();
+    }
+    let mut launched = Launched { talk, console: None, undo };
+    converse(request, &mut launched, &runtime_hooks)?;
+    Ok(launched)
+}
+
+/// Answer the child until it is ready.
+fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepared]) -> Result<()> {
+    loop {
+        let heard = launched.talk.hear().context("listen to the container's process")?;
+        debug!("the container's process says {heard:?}");
+        match heard {
+            Heard::Entered(pid) => entered(request.plan, launched, pid)?,
+            Heard::Rooted => {
+                let state = (request.state)("creating", launched.pid().as_raw());
+                for hook in runtime_hooks {
+                    hook.run(&state).map_err(|failure| HookFailed(failure.to_string()))?;
+                }
+                launched.talk.hooked().ok();
+            }
+            Heard::Console(master, slave) => launched.console = Some((master, slave)),
+            Heard::Ready => return Ok(()),
+            Heard::Failed(failure) => return Err(explain(request.plan, &failure)),
+            Heard::End => bail!("unable to start container process: the container's process died while it was set up"),
+        }
+    }
+}
+
+/// A second fork: the process that goes on takes the first one's place.
+fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
+    let pidfd = pidfd_open(pid).context("open the container's process")?;
+    if let Some(first) = launched.undo.process.replace(Cloned { pid, pidfd }) {
+        while waitid(Id::PIDFd(first.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+    }
+    plan.process.oom_score_adj.map_or(Ok(()), |adjustment| adjust_oom_score(pid, adjustment))
+}
+
+fn make_cgroup(request: &Request, limits: &[cgroup::Limit], devices: Option<&Devices>) -> Result<Option<Cgroup>> {
+    let control = &request.plan.control;
+    let path = request.cgroup.display();
+    let made = Cgroup::create(request.hierarchy, request.cgroup, limits);
+    let cgroup = match made {
+        Ok(cgroup) => cgroup,
+        Err(error) => match error.downcast_ref::<cgroup::Refused>() {
+            Some(refused) if request.rootless => {
+                refused.without_cgroup(control.path.is_some(), !limits.is_empty())?;
+                return Ok(None);
+            }
+            _ => return Err(error).context("unable to apply cgroup configuration"),
+        },
+    };
+    debug!("made cgroup {path}");
+    let undo = Undo { process: None, cgroup: Some(cgroup) };
+    if let (Some(cgroup), Some(devices)) = (&undo.cgroup, devices) {
+        cgroup.devices(devices).context("linux.resources.devices")?;
+    }
+    if let (Some(cgroup), Some(owner)) = (&undo.cgroup, control.delegate_to) {
+        cgroup.delegate(owner)?;
+    }
+    let mut undo = undo;
+    Ok(undo.cgroup.take())
+}
+
+/// Clone the child: into its cgroup where the kernel allows it, else it waits until it is put there, and has its cgroup
+/// namespace only then, so that the namespace's root is the right one.
+fn clone_process(given: &mut Given, cgroup: Option<&Cgroup>) -> Result<(Cloned, bool)> {
+    let flags = given.plan.namespaces.clone;
+    if let Some(cgroup) = cgroup {
+        match clone_child(given, flags, Some(cgroup)) {
+            Ok(cloned) => return Ok((cloned, true)),
+            // The caller may not write the cgroup that is common to both.
+            Err(Errno::EACCES | Errno::EPERM) => {}
+            Err(errno) => return Err(clone_failed(errno)),
+        }
+        let own_namespace = process::CloneFlags::from(clone_flag(Kind::Cgroup).bits().cast_unsigned());
+        given.unshare |= flags & own_namespace;
+        given.wait_mapped = true;
+        return clone_child(given, flags & !own_namespace, None).map(|cloned| (cloned, false)).map_err(clone_failed);
+    }
+    clone_child(given, flags, None).map(|cloned| (cloned, true)).map_err(clone_failed)
+}
+
+fn clone_child(given: &mut Given, flags: process::CloneFlags, cgroup: Option<&Cgroup>) -> nix::Result<Cloned> {
+    process::clone3(flags, cgroup.map(Cgroup::fd), || {
+        // The child's copy of what was prepared; the parent's stays untouched.
+        child::main(given)
+    })
+}
+
+fn clone_failed(errno: Errno) -> anyhow::Error {
+    let hint = match errno {
+        Errno::ENOSPC => ": a limit in /proc/sys/user is reached",
+        Errno::EPERM => ": user namespaces may be disabled for unprivileged users (sysctl kernel.unprivileged_userns_clone, \
+             user.max_user_namespaces)",
+        _ => "",
+    };
+    anyhow!("unable to start container process: clone: {}{hint}", lower(errno))
+}
+
+/// A user namespace cannot raise limits, so that is done here, for the child to inherit; it lowers them in the end.
+fn raise_limits(plan: &Plan) -> Result<()> {
+    for limit in &plan.process.limits {
+        let (soft, hard) = getrlimit(limit.resource).context("process.rlimits")?;
+        if limit.hard > hard {
+            setrlimit(limit.resource, soft, limit.hard).map_err(|errno| {
+                anyhow!(
+                    "process.rlimits: resource {} may not be raised from {hard} to {}: {} (needs CAP_SYS_RESOURCE)",
+                    limit.resource,
+                    limit.hard,
+                    lower(errno)
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn adjust_oom_score(pid: Pid, adjustment: i32) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), adjustment.to_string())
+        .with_context(|| format!("process.oomScoreAdj: set to {adjustment}"))
+}
+
+fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
+    let field = || format!("linux.namespaces: {} namespace {}", name(kind), path.display());
+    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(|errno| anyhow!(lower(errno)))
+        .with_context(field)?;
+    match namespace_type(file.as_fd()) {
+        Ok(found) if found == clone_flag(kind).bits() => Ok(file),
+        Ok(_) => Err(anyhow!("the path is of a namespace of another type")).with_context(field),
+        Err(_) => Err(anyhow!("the path is no namespace")).with_context(field),
+    }
+}
+
+fn open_path(path: &str) -> Result<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).with_context(|| format!("open {path}"))
+}
+
+/// Clone the root's tree and the sources of bind mounts here, with the host's rights and in its mount namespace, where
+/// the child will have lost either.
+fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
+    if !plan.parent_clones_sources {
+        return Ok(());
+    }
+    let clone = |path: &Path, reach, change| -> nix::Result<OwnedFd> {
+        let tree = mount::bind(path, reach, change)?;
+        // As in the child's own namespace: a clone of the host's shared mount would be the host's peer.
+        mount::change(tree.as_fd(), Reach::Tree, Change::propagation(plan.root.setup.1.propagation))?;
+        Ok(tree)
+    };
+    let failed = |what: String| move |errno| anyhow!("unable to start container process: {what}: {}", lower(errno));
+    if plan.root.switch != crate::plan::Switch::Chroot {
+        let tree = clone(&plan.root.path, Reach::Tree, Change::default());
+        given.root_tree = Some(tree.map_err(failed(format!("root.path {}", plan.root.path.display())))?);
+    }
+    for op in &plan.mounts {
+        given.trees.push(match &op.what {
+            What::Bind { source, reach } => {
+                let tree = clone(source, *reach, op.at_first());
+                Some(tree.map_err(failed(mounting(&op.source(), &op.destination())))?)
+            }
+            _ => None,
+        });
+    }
+    Ok(())
+}
+
+/// The errno's text as messages have it: without the capital letter.
+fn lower(errno: Errno) -> String {
+    let text = errno.desc();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_ascii_lowercase().to_string() + letters.as_str())
+}
+
+fn mounting(source: &str, destination: &str) -> String {
+    format!("error mounting {source:?} to rootfs at {destination:?}")
+}
+
+/// The sentence for what a child says of its end.
+fn explain(plan: &Plan, failure: &Failure) -> anyhow::Error {
+    let Failure { step, errno, subject } = failure;
+    let why = lower(*errno);
+    let sentence = match step {
+        Step::Hook => return anyhow!(HookFailed(subject.clone())),
+        // COMPAT: engines tell a missing program (127) from a forbidden one (126) by these words.
+        Step::Lookup if !subject.contains('/') => format!("exec: {subject:?}: executable file not found in $PATH"),
+        Step::Lookup if *errno == Errno::EACCES || *errno == Errno::EISDIR => format!("exec: {subject:?}: {why}"),
+        Step::Lookup => format!("exec: {subject:?}: stat {subject}: {why}"),
+        _ => format!("error during container init: {}", init_failure(plan, *step, &why, subject)),
+    };
+    anyhow!("unable to start container process: {sentence}")
+}
+
+fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
+    let what = match step {
+        Step::Mount => return mount_failure(plan, why, subject),
+        Step::Breakout => return subject.to_owned(),
+        Step::JoinNamespace => format!("join {subject} namespace"),
+        Step::Unshare => "unshare namespaces".to_owned(),
+        Step::BecomeRoot => "become root of the user namespace".to_owned(),
+        Step::TimeOffsets => format!("linux.timeOffsets: write {subject:?}"),
+        Step::Fork => "fork into the pid namespace".to_owned(),
+        Step::Loopback => "set the loopback device up".to_owned(),
+        Step::Keyring => format!("join session keyring {subject}"),
+        Step::Propagation => format!("set propagation of {subject}"),
+        Step::Root => format!("bind root.path {subject}"),
+        Step::Device => format!("make device {subject}"),
+        Step::Link => format!("make link /dev/{subject}"),
+        Step::Sysctl => format!("linux.sysctl: write {subject}"),
+        Step::Pivot => format!("make {} the root", plan.root.path.display()),
+        Step::Null => format!("open {subject} of the container"),
+        Step::Cwd => return format!("chdir to cwd ({subject:?}) set in config.json failed: {why}"),
+        Step::Console => format!("set up the terminal ({subject})"),
+        Step::Hostname => format!("set hostname {subject:?}"),
+        Step::Domainname => format!("set domainname {subject:?}"),
+        Step::Masked => format!("mask {subject}"),
+        Step::ReadOnly => format!("make {subject} read-only"),
+        Step::ReadOnlyRoot => "make the root read-only".to_owned(),
+        Step::Stdio => format!("close descriptors ({subject})"),
+        Step::Limit => format!("process.rlimits: set {subject}"),
+        Step::Capabilities => format!("process.capabilities: {subject}"),
+        Step::Groups => "process.user.additionalGids: setgroups".to_owned(),
+        Step::Ids => format!("process.user: {subject}"),
+        Step::NoNewPrivileges => "set no_new_privs".to_owned(),
+        Step::Seccomp => "load the seccomp filter".to_owned(),
+        Step::Hook | Step::Lookup => subject.to_owned(),
+    };
+    format!("{what}: {why}")
+}
+
+fn mount_failure(plan: &Plan, why: &str, subject: &str) -> String {
+    let (index, said) = subject.split_once(' ').unwrap_or((subject, ""));
+    let Some(op) = index.parse().ok().and_then(|index: usize| plan.mounts.get(index)) else { return why.to_owned() };
+    let what = mounting(&op.source(), &op.destination());
+    if op.ordinary_directory && said.contains("ordinary directory") {
+        return format!("{what}: filesystem {:?} {said}", op.kind());
+    }
+    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    format!("{what}: {why}{said}")
+}
+
+/// Where compiled filters are kept below the state root.
+pub(crate) fn cache_directory(root: &Path) -> PathBuf {
+    root.join(".cache/seccomp")
+}

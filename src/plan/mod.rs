@@ -1,1 +1,287 @@
+//! What a bundle means on this host: words turned into flags, choices made, nothing done yet.
+//!
+//! A [`Plan`] is a pure function of the specification, the options and the host's facts. The child sees only the plan.
 
+pub(crate) mod devices;
+pub(crate) mod host;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod process;
+pub(crate) mod seccomp;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::Uid;
+use oci_spec::runtime::{
+    Hooks, LinuxNamespaceType as Kind, LinuxResources, LinuxSeccomp, LinuxTimeOffset, Spec,
+};
+
+use crate::idmap::{self, Maps, Range};
+use crate::spec::sysctl_path;
+use crate::sys::mount::{Change, Reach};
+use devices::{Making, Node};
+use host::Host;
+use mounts::{Hierarchy, MountOp, What, inner_paths};
+use namespaces::{Namespaces, Origin};
+use process::{ALL_CAPABILITIES, Process};
+
+/// How the container's root becomes `/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Switch {
+    /// pivot_root(2), the old root detached.
+    Pivot,
+    /// `--no-pivot`: the root is moved over `/` (a ramdisk cannot be pivoted away).
+    Move,
+    /// No new mount namespace: chroot(2) only.
+    Chroot,
+}
+
+/// The root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Root {
+    /// Absolute, on the host.
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) switch: Switch,
+    /// Propagation of all mounts while the container is set up.
+    pub(crate) setup: (Reach, Change),
+    /// Propagation of the new root afterwards, where the bundle asks for one that the set-up did not keep.
+    pub(crate) finally: Option<(Reach, Change)>,
+}
+
+impl Root {
+    /// Whether mounts made meanwhile would propagate to others.
+    pub(crate) fn shared(&self) -> bool {
+        self.setup.1.propagation == libc::MS_SHARED
+    }
+}
+
+/// What the container's cgroup is to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Control {
+    /// `linux.cgroupsPath` as it was written.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) resources: LinuxResources,
+    /// Not for a rootless caller, who may not load the program that restricts access to devices.
+    pub(crate) restrict_devices: bool,
+    /// The host's uid that may manage the cgroup from inside: given only to a container with a cgroup namespace of its
+    /// own and a writable mount of the hierarchy.
+    pub(crate) delegate_to: Option<Uid>,
+}
+
+/// What the caller asks for besides the bundle.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) id: String,
+    pub(crate) no_pivot: bool,
+    pub(crate) no_new_keyring: bool,
+    /// Descriptors from 3 on that the payload inherits.
+    pub(crate) inherited_fds: u32,
+    /// How many of them are sockets of the service manager's (sd_listen_fds(3)).
+    pub(crate) listen_fds: u32,
+}
+
+/// The whole intention for one container process.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: String,
+    pub(crate) namespaces: Namespaces,
+    /// Maps to write for a new user namespace.
+    pub(crate) maps: Option<Maps>,
+    /// Lines for timens_offsets (time_namespaces(7)).
+    pub(crate) time_offsets: String,
+    pub(crate) root: Root,
+    pub(crate) mounts: Vec<MountOp>,
+    /// Whether the parent clones the sources of bind mounts and of the root, because the child will have lost the
+    /// rights or the namespace to reach them.
+    pub(crate) parent_clones_sources: bool,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) making: Making,
+    /// Whether /dev is filled at all: not where the bundle binds one of its own there.
+    pub(crate) fill_dev: bool,
+    pub(crate) masked: Vec<PathBuf>,
+    pub(crate) read_only: Vec<PathBuf>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    /// Files below /proc/sys, and what is written there.
+    pub(crate) sysctl: Vec<(PathBuf, String)>,
+    pub(crate) keyring: Option<std::ffi::CString>,
+    pub(crate) process: Process,
+    pub(crate) inherited_fds: u32,
+    pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) hooks: Hooks,
+    pub(crate) control: Control,
+    /// What is not as asked for, but goes on.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The plan for a container's first process.
+    ///
+    /// # Errors
+    /// Names the field when the bundle asks for what cannot be.
+    pub(crate) fn init(spec: &Spec, bundle: &Path, options: &Options, host: &Host) -> Result<Self> {
+        let linux = spec.linux().clone().unwrap_or_default();
+        let process = spec.process().as_ref().context("process property must not be empty")?;
+        let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default());
+        let user_namespace = namespaces.has(Kind::User);
+        let available = if user_namespace { ALL_CAPABILITIES } else { host.capabilities };
+        let (mut process, warnings) = Process::new(process, available)?;
+        if options.listen_fds > 0 {
+            process.env.push(std::ffi::CString::new(format!("LISTEN_FDS={}", options.listen_fds))?);
+            process.env.push(c"LISTEN_PID=1".to_owned());
+        }
+        let maps = namespaces.is_new(Kind::User).then(|| Maps {
+            uids: linux.uid_mappings().iter().flatten().map(Range::from).collect(),
+            gids: linux.gid_mappings().iter().flatten().map(Range::from).collect(),
+        });
+        check_mapped(&process, maps.as_ref())?;
+        let rootless = host.rootless();
+        let own_cgroup_namespace = namespaces.has(Kind::Cgroup);
+        let hierarchy = match (own_cgroup_namespace, rootless) {
+            (true, _) => Hierarchy::New,
+            (false, false) => Hierarchy::Whole,
+            (false, true) => Hierarchy::WholeReadOnly,
+        };
+        let mounts = spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(|mount| mounts::operation(mount, bundle, hierarchy))
+            .collect::<Result<Vec<_>>>()?;
+        if namespaces.origin(Kind::Mount) == Origin::Inherited && !mounts.is_empty() {
+            bail!("mounts: they need a mount namespace of the container's own (linux.namespaces: mount)");
+        }
+        let fill_dev = !mounts.iter().any(|op| {
+            op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
+        });
+        let resources = linux.resources().clone().unwrap_or_default();
+        let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
+        let keyring = (!options.no_new_keyring)
+            .then(|| std::ffi::CString::new(format!("_ses.{}", options.id)))
+            .transpose()
+            .context("container id")?;
+        Ok(Self {
+            id: options.id.clone(),
+            root: root(spec, &linux, bundle, options, &namespaces)?,
+            parent_clones_sources: !rootless
+                && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
+            time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
+            nodes: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,
+            making: if user_namespace || host.in_user_namespace { Making::Bind } else { Making::Node },
+            masked: inner_paths(linux.masked_paths().as_ref()),
+            read_only: inner_paths(linux.readonly_paths().as_ref()),
+            hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+            domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+            sysctl: sysctl(linux.sysctl().iter().flatten()),
+            inherited_fds: options.inherited_fds,
+            seccomp: linux.seccomp().clone(),
+            hooks: spec.hooks().clone().unwrap_or_default(),
+            control: Control {
+                path: linux.cgroups_path().clone(),
+                resources,
+                restrict_devices: !rootless,
+                delegate_to,
+            },
+            namespaces,
+            maps,
+            mounts,
+            fill_dev,
+            keyring,
+            process,
+            warnings,
+        })
+    }
+}
+
+fn check_mapped(process: &Process, maps: Option<&Maps>) -> Result<()> {
+    let Some(maps) = maps else { return Ok(()) };
+    for (what, id, ranges) in [("setuid", process.uid, &maps.uids), ("setgid", process.gid, &maps.gids)] {
+        if idmap::to_host(ranges, id).is_none() {
+            let kind = &what[3..];
+            bail!("process.user: cannot {what} to unmapped {kind} {id} in user namespace");
+        }
+    }
+    Ok(())
+}
+
+fn root(
+    spec: &Spec,
+    linux: &oci_spec::runtime::Linux,
+    bundle: &Path,
+    options: &Options,
+    namespaces: &Namespaces,
+) -> Result<Root> {
+    let root = spec.root().as_ref().context("root must be specified")?;
+    let word = linux.rootfs_propagation().as_deref().unwrap_or_default();
+    let (reach, propagation) = match word {
+        "" => (Reach::Tree, libc::MS_SLAVE),
+        word => {
+            let (reach, plain) = match word.strip_prefix('r') {
+                Some(rest) => (Reach::Tree, rest),
+                None => (Reach::One, word),
+            };
+            let flag = mounts::propagation(plain)
+                .with_context(|| format!("linux.rootfsPropagation: {word:?} is not a propagation"))?;
+            (reach, flag)
+        }
+    };
+    let switch = match namespaces.origin(Kind::Mount) {
+        Origin::New if options.no_pivot => Switch::Move,
+        Origin::New => Switch::Pivot,
+        Origin::Joined | Origin::Inherited => Switch::Chroot,
+    };
+    let wanted = (reach, Change::propagation(propagation));
+    // An unbindable tree could not be bound below itself, so that comes only in the end.
+    let setup = if propagation == libc::MS_UNBINDABLE {
+        (Reach::Tree, Change::propagation(libc::MS_PRIVATE))
+    } else {
+        wanted
+    };
+    let kept = word.is_empty() || propagation == libc::MS_PRIVATE;
+    Ok(Root {
+        path: bundle.join(root.path()),
+        read_only: root.readonly().unwrap_or(false),
+        switch,
+        setup,
+        finally: (!kept).then_some(wanted),
+    })
+}
+
+/// Whom the cgroup is given to (cgroups(7), delegation).
+fn delegate(mounts: &[MountOp], own_namespace: bool, maps: Option<&Maps>, uid: u32) -> Option<Uid> {
+    let writable = |op: &MountOp| {
+        matches!(op.what, What::Cgroup { .. }) && op.change.set & crate::sys::mount::attr::RDONLY == 0
+    };
+    let host = maps.map_or(Some(uid), |maps| idmap::to_host(&maps.uids, uid))?;
+    (own_namespace && mounts.iter().any(writable)).then(|| Uid::from_raw(host))
+}
+
+fn time_offsets<'a>(offsets: impl Iterator<Item = (&'a String, &'a LinuxTimeOffset)>) -> String {
+    offsets.fold(String::new(), |text, (clock, offset)| {
+        let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        format!("{text}{clock} {seconds} {nanoseconds}\n")
+    })
+}
+
+/// Files below /proc/sys, in the order of their names.
+fn sysctl<'a>(settings: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<(PathBuf, String)> {
+    let file = |(name, value): (&String, &String)| Some((sysctl_path(name)?.into(), value.clone()));
+    let mut files: Vec<_> = settings.filter_map(file).collect();
+    files.sort();
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn time_offsets_are_lines_of_clock_seconds_and_nanoseconds() {
+        let offset = oci_spec::runtime::LinuxTimeOffsetBuilder::default().secs(-7i64).build().unwrap();
+        let offsets = HashMap::from([("boottime".to_owned(), offset)]);
+        assert_eq!(time_offsets(offsets.iter()), "boottime -7 0\n");
+    }
+}

@@ -1,1 +1,183 @@
+//! What the user wrote: the bundle, its config.json, and the rules that file must keep.
+//!
+//! `decode` turns bytes into types, `check` says which rules they break, `features` is what this build can carry out,
+//! `template` is the config.json that the `spec` verb writes. Nothing here asks the host anything beyond opening the
+//! bundle: whether a path exists, or what a namespace file refers to, is for the rooms that follow.
 
+mod check;
+mod decode;
+pub(crate) mod features;
+mod template;
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlink};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Spec;
+
+pub(crate) use check::{Context, Fault, sysctl_path};
+pub(crate) use decode::parse;
+pub(crate) use features::features_json;
+pub(crate) use template::default_config;
+
+const CONFIG: &CStr = c"config.json";
+
+/// A bundle: a directory with a config.json (runtime-spec, bundle.md).
+pub(crate) struct Bundle {
+    /// The directory, opened with `O_PATH`.
+    pub(crate) dir: OwnedFd,
+    /// Its absolute path, as the kernel names the open directory.
+    pub(crate) path: PathBuf,
+    /// config.json, byte for byte.
+    pub(crate) raw: Vec<u8>,
+    /// config.json, parsed. Values outside the specification's lists are left out of it and reported by
+    /// [`Bundle::check`]: do not act on it before `check` has returned nothing.
+    pub(crate) spec: Spec,
+    /// What the operator should hear but what stops nothing, one line each.
+    pub(crate) warnings: Vec<String>,
+    faults: Vec<Fault>,
+}
+
+impl Bundle {
+    /// Open the directory `path` and parse its config.json.
+    ///
+    /// Errors: the directory or the file cannot be read, the file is no JSON, or a member has the wrong type; the last
+    /// names the member.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let opening = || format!("open bundle {}", path.display());
+        let dir = open(
+            path,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .with_context(opening)?;
+        let path = readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())
+            .with_context(opening)?;
+        let raw = read_config(dir.as_fd())?;
+        let decoded = decode::decode(&raw)?;
+        Ok(Self {
+            dir,
+            path: path.into(),
+            raw,
+            spec: decoded.spec,
+            warnings: decoded.warnings,
+            faults: decoded.faults,
+        })
+    }
+
+    /// Every rule the config.json breaks, in the order in which runc would come upon them; empty when it may be run.
+    pub(crate) fn check(&self, how: &Context) -> Vec<Fault> {
+        check::check(&self.spec, how, self.faults.clone())
+    }
+}
+
+fn read_config(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let file = match openat(
+        dir,
+        CONFIG,
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
+        // COMPAT: runc's words, which engines show.
+        Err(Errno::ENOENT) => bail!("JSON specification file config.json not found"),
+        other => other.context("open config.json")?,
+    };
+    let mut raw = Vec::new();
+    File::from(file)
+        .read_to_end(&mut raw)
+        .context("read config.json")?;
+    Ok(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(config: Option<&str>) -> (tempfile::TempDir, Result<Bundle>) {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(config) = config {
+            std::fs::write(dir.path().join("config.json"), config).unwrap();
+        }
+        let bundle = Bundle::open(dir.path());
+        (dir, bundle)
+    }
+
+    #[test]
+    fn the_template_makes_a_bundle_without_faults() {
+        let text = default_config(None, true);
+        let (dir, bundle) = bundle(Some(&text));
+        let bundle = bundle.unwrap();
+        assert_eq!(bundle.raw, text.as_bytes());
+        assert_eq!(bundle.path, dir.path().canonicalize().unwrap());
+        assert_eq!(bundle.check(&Context::default()), []);
+        assert_eq!(bundle.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn a_symlinked_bundle_has_the_path_of_its_target() {
+        let (dir, _) = bundle(Some(&default_config(None, true)));
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        assert_eq!(Bundle::open(&link).unwrap().path, real);
+    }
+
+    #[test]
+    fn a_bundle_that_cannot_be_read_is_one_error() {
+        for (config, error) in [
+            (None, "JSON specification file config.json not found"),
+            (Some("null"), "config cannot be null"),
+            (
+                Some(""),
+                "config.json: EOF while parsing a value at line 1 column 0",
+            ),
+            (
+                Some("{\"process\": 3}"),
+                "config.json: process: invalid type: integer `3`, expected struct Process",
+            ),
+        ] {
+            let Err(e) = bundle(config).1 else {
+                panic!("{config:?} was accepted");
+            };
+            assert_eq!(e.to_string(), error, "{config:?}");
+        }
+        let Err(e) = Bundle::open(Path::new("/nonexistent/bundle")) else {
+            panic!("a missing directory was opened");
+        };
+        assert_eq!(
+            format!("{e:#}"),
+            "open bundle /nonexistent/bundle: ENOENT: No such file or directory"
+        );
+    }
+
+    #[test]
+    fn faults_of_parsing_and_of_checking_come_as_one_list() {
+        let (_dir, bundle) = bundle(Some(
+            r#"{"ociVersion": "1.3.0",
+                "process": {"user": {}, "cwd": "/", "args": [], "rlimits": [{"type": "RLIMIT_X", "soft": 1, "hard": 1}]},
+                "root": {"path": "rootfs"},
+                "linux": {"namespaces": [{"type": "pid"}, {"type": "x"}], "maskedPaths": ["/proc/kcore"]}}"#,
+        ));
+        let faults: Vec<_> = bundle
+            .unwrap()
+            .check(&Context::default())
+            .iter()
+            .map(Fault::to_string)
+            .collect();
+        assert_eq!(
+            faults,
+            [
+                "process.args: args must not be empty",
+                "linux.namespaces[1].type: namespace \"x\" does not exist",
+                "linux.maskedPaths: unable to restrict sys entries without a private MNT namespace",
+                "process.rlimits[0].type: wrong rlimit value: RLIMIT_X",
+            ]
+        );
+    }
+}

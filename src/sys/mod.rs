@@ -1,1 +1,21 @@
+//! The kernel's doors: the only room where `unsafe` stands. Functions look like the system call behind them, but take
+//! and return owned types; nothing here knows what a container is.
+//!
+//! What is here because nix lacks it: `clone3`, the descriptor based mount calls (`open_tree`, `fsopen`, `fsconfig`,
+//! `fsmount`, `move_mount`, `mount_setattr`), `close_range`, `capset` in one call, `setdomainname`, the pty ioctls and
+//! `bpf`. What nix offers (openat2, setns, unshare, mknodat, prctl, signals, poll, sockets) is used from there.
 
+#[cfg(debug_assertions)]
+pub(crate) mod alloc_guard;
+pub(crate) mod bpf;
+pub(crate) mod fd;
+pub(crate) mod filter;
+pub(crate) mod mount;
+pub(crate) mod net;
+pub(crate) mod path;
+pub(crate) mod pidfd;
+pub(crate) mod process;
+pub(crate) mod pty;
+pub(crate) mod seal;
+pub(crate) mod spawn;
+pub(crate) mod tty;

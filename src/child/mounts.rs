@@ -1,0 +1,340 @@
+//! The mounts of the plan, carried out by descriptor, while the host's tree is still in sight.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+use nix::mount::MsFlags;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+
+use super::{Given, copy_up};
+use crate::handshake::Step;
+use crate::plan::Switch;
+use crate::plan::devices::{LINKS, Making, Node};
+use crate::plan::mounts::{Hierarchy, MountOp, What, c_path};
+use crate::sys::mount::{self, Change, Parameter, Reach, attr};
+use crate::sys::path::{Kind, ensure, file_type, open_beneath, open_in_root, open_no_links};
+
+/// What a failed mount says besides its errno.
+type Refused = (Errno, String);
+
+fn plain(errno: Errno) -> Refused {
+    (errno, String::new())
+}
+
+/// Build the container's tree below its root, and return a handle on that root.
+pub(super) fn attach(given: &mut Given) -> OwnedFd {
+    let root = attach_root(given);
+    for index in 0..given.plan.mounts.len() {
+        let tree = given.trees.get_mut(index).and_then(Option::take);
+        let op = &given.plan.mounts[index];
+        if let Err((errno, said)) = carry_out(given, root.as_fd(), op, tree) {
+            let mut subject = index.to_string();
+            subject.push(' ');
+            subject.push_str(&said);
+            given.talk.fail(Step::Mount, errno, subject.as_bytes());
+        }
+    }
+    if given.plan.fill_dev {
+        fill_dev(given, root.as_fd());
+    }
+    root
+}
+
+fn attach_root(given: &mut Given) -> OwnedFd {
+    let plan = given.plan;
+    let root = &plan.root;
+    if root.switch == Switch::Chroot {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        return given.check(open(&root.path, flags, Mode::empty()), Step::Root, &root.path);
+    }
+    let (reach, change) = root.setup;
+    given.check(mount::change_path(c"/", reach, change), Step::Propagation, "/");
+    if root.shared() {
+        // pivot_root refuses a root whose parent mount is shared, and a mount made there would reach the host.
+        given.check(private_parent(&root.path), Step::Propagation, &root.path);
+    }
+    let path = given.check(c_path(&root.path).map_err(|_| Errno::EINVAL), Step::Root, &root.path);
+    let tree = match given.root_tree.take() {
+        Some(tree) => tree,
+        None => given.check(mount::clone_tree(AT_FDCWD, &path, Reach::Tree), Step::Root, &root.path),
+    };
+    // Hooks look for the container's tree at the bundle's path. A user namespace may not reach it there; over `/` the
+    // tree is as good, since nothing is looked up below it by path.
+    let attached = match mount::attach_path(tree.as_fd(), &path) {
+        Err(Errno::EACCES) => mount::attach_path(tree.as_fd(), c"/"),
+        other => other,
+    };
+    given.check(attached, Step::Root, &root.path);
+    tree
+}
+
+/// Make the mount that `path` lies on private: the nearest directory upwards that is a mount's root.
+fn private_parent(path: &Path) -> nix::Result<()> {
+    let private = Change::propagation(libc::MS_PRIVATE);
+    for directory in path.ancestors() {
+        let directory = c_path(directory).map_err(|_| Errno::EINVAL)?;
+        match mount::change_path(&directory, Reach::One, private) {
+            Err(Errno::EINVAL) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::EINVAL)
+}
+
+fn carry_out(given: &Given, root: BorrowedFd, op: &MountOp, tree: Option<OwnedFd>) -> Result<(), Refused> {
+    let mounted = match &op.what {
+        What::Remount => return remount(root, op).map_err(plain),
+        What::Bind { source, reach } => bind(root, op, source, *reach, tree).map_err(plain)?,
+        What::Filesystem { kind, source, parameters } => {
+            filesystem(root, op, (kind, source), parameters)?
+        }
+        What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
+    };
+    finish(mounted.as_fd(), op).map_err(plain)
+}
+
+/// Recursive attributes, then propagation: each as it was written.
+fn finish(mounted: BorrowedFd, op: &MountOp) -> nix::Result<()> {
+    if !op.recursive.is_none() {
+        mount::change(mounted, Reach::Tree, op.recursive)?;
+    }
+    op.propagation.iter().try_for_each(|(reach, change)| mount::change(mounted, *reach, *change))
+}
+
+fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
+    let target = open_in_root(root, &op.untrusted_target, OFlag::O_PATH)?;
+    if !op.change.is_none() {
+        mount::change(target.as_fd(), Reach::One, op.change)?;
+    }
+    finish(target.as_fd(), op)
+}
+
+fn bind(root: BorrowedFd, op: &MountOp, source: &Path, reach: Reach, tree: Option<OwnedFd>) -> nix::Result<OwnedFd> {
+    let tree = match tree {
+        Some(tree) => tree,
+        None => mount::bind(source, reach, op.at_first())?,
+    };
+    let kind = if is_directory(&fstat(&tree)?) { Kind::Directory } else { Kind::File };
+    let (target, _) = ensure(root, &op.untrusted_target, kind)?;
+    mount::attach(tree.as_fd(), target.as_fd())?;
+    Ok(tree)
+}
+
+fn is_directory(stat: &FileStat) -> bool {
+    file_type(stat) == SFlag::S_IFDIR
+}
+
+fn filesystem(
+    root: BorrowedFd,
+    op: &MountOp,
+    (kind, source): (&CString, &CString),
+    parameters: &[Parameter],
+) -> Result<OwnedFd, Refused> {
+    let (target, made) = target_directory(root, op)?;
+    let name = Parameter { key: c"source".to_owned(), value: Some(source.clone()) };
+    let mut all = vec![name];
+    if op.what.is_tmpfs() && !parameters.iter().any(|parameter| parameter.key.to_bytes() == b"mode") {
+        // A tmpfs takes the mode of the directory it hides; over a new one it keeps its own default.
+        let mode = fstat(&target).map_err(plain)?.st_mode & 0o7777;
+        let mode = CString::new(if made { "1777".to_owned() } else { octal(mode) }).unwrap_or_default();
+        all.push(Parameter { key: c"mode".to_owned(), value: Some(mode) });
+    }
+    all.extend(parameters.iter().cloned());
+    if all.iter().any(too_long_for_fsconfig) {
+        return by_mount2(root, op, (kind, source), parameters, &target).map_err(plain);
+    }
+    let mounted = mount::new_filesystem(kind, &all, op.at_first().set)?;
+    if op.copy_up && !made {
+        copy_up::tree(target.as_fd(), mounted.as_fd()).map_err(plain)?;
+    }
+    mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)?;
+    Ok(mounted)
+}
+
+fn octal(mode: u32) -> String {
+    let mut text = String::new();
+    for shift in [9, 6, 3, 0] {
+        text.push(char::from_digit(mode >> shift & 7, 8).unwrap_or('0'));
+    }
+    text
+}
+
+/// The directory to mount on, and whether it was made for that.
+fn target_directory(root: BorrowedFd, op: &MountOp) -> Result<(OwnedFd, bool), Refused> {
+    if op.ordinary_directory {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        match open_no_links(root, &op.untrusted_target, flags) {
+            Ok(directory) => return Ok((directory, false)),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err((errno, "must be mounted on ordinary directory".to_owned())),
+        }
+    }
+    let (target, made) = ensure(root, &op.untrusted_target, Kind::Directory).map_err(plain)?;
+    if op.ordinary_directory {
+        // The directory was missing a moment ago: what is there now has to be what was just made.
+        let again = open_no_links(root, &op.untrusted_target, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        return again
+            .map(|directory| (directory, made))
+            .map_err(|errno| (errno, "must be mounted on ordinary directory".to_owned()));
+    }
+    Ok((target, made))
+}
+
+/// fsconfig(2) takes values of at most 255 bytes.
+fn too_long_for_fsconfig(parameter: &Parameter) -> bool {
+    parameter.value.as_ref().is_some_and(|value| value.as_bytes().len() > 255)
+}
+
+/// mount(2), for a parameter that is too long for fsconfig: an overlay's `lowerdir`. The target is named through our
+/// own descriptor in the host's /proc, so that no path inside the root is looked up again.
+fn by_mount2(
+    root: BorrowedFd,
+    op: &MountOp,
+    (kind, source): (&CString, &CString),
+    parameters: &[Parameter],
+    target: &OwnedFd,
+) -> nix::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let mut data = Vec::new();
+    for Parameter { key, value } in parameters {
+        if !data.is_empty() {
+            data.push(b',');
+        }
+        data.extend_from_slice(key.as_bytes());
+        if let Some(value) = value {
+            data.push(b'=');
+            data.extend_from_slice(value.as_bytes());
+        }
+    }
+    let mut path = String::from("/proc/self/fd/");
+    path.push_str(&target.as_raw_fd().to_string());
+    nix::mount::mount(Some(source.as_c_str()), path.as_str(), Some(kind.as_c_str()), MsFlags::empty(), Some(OsStr::from_bytes(&data)))?;
+    let mounted = open_in_root(root, &op.untrusted_target, OFlag::O_PATH)?;
+    if !op.at_first().is_none() {
+        mount::change(mounted.as_fd(), Reach::One, op.at_first())?;
+    }
+    Ok(mounted)
+}
+
+fn cgroup(
+    given: &Given,
+    root: BorrowedFd,
+    op: &MountOp,
+    parameters: &[Parameter],
+    how: Hierarchy,
+) -> Result<OwnedFd, Refused> {
+    let (target, _) = target_directory(root, op)?;
+    let mut change = op.at_first();
+    let mounted = match how {
+        Hierarchy::New => match mount::new_filesystem(c"cgroup2", parameters, change.set) {
+            // A user namespace inside a hierarchy that it does not own may not mount it; what it may see is its own.
+            Err((Errno::EPERM | Errno::EBUSY, _)) => {
+                let own = given.cgroup.strip_prefix("/").unwrap_or(&given.cgroup);
+                mount::bind(&given.hierarchy.join(own), Reach::Tree, change).map_err(plain)?
+            }
+            other => other?,
+        },
+        Hierarchy::Whole | Hierarchy::WholeReadOnly => {
+            if how == Hierarchy::WholeReadOnly {
+                change.set |= attr::RDONLY;
+            }
+            let tree = mount::bind(&given.hierarchy, Reach::Tree, Change::default()).map_err(plain)?;
+            mount::change(tree.as_fd(), Reach::Tree, change).map_err(plain)?;
+            tree
+        }
+    };
+    mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)?;
+    Ok(mounted)
+}
+
+/// Device nodes and the customary links.
+// CVE-2026-41579: everything relative to a handle inside the root, so that a `/dev` that is a link leads nowhere else.
+fn fill_dev(given: &Given, root: BorrowedFd) {
+    let (dev, _) = given.check(ensure(root, Path::new("dev"), Kind::Directory), Step::Device, "/dev");
+    for node in &given.plan.nodes {
+        let made = match node.untrusted_path.parent() {
+            Some(parent) if parent == Path::new("dev") => make_node(given, root, dev.as_fd(), node),
+            Some(parent) => ensure(root, parent, Kind::Directory)
+                .and_then(|(directory, _)| make_node(given, root, directory.as_fd(), node)),
+            None => Err(Errno::EINVAL),
+        };
+        given.check(made, Step::Device, Path::new("/").join(&node.untrusted_path));
+    }
+    for (name, target) in LINKS {
+        let made = match symlinkat(target, &dev, name) {
+            // The image's own terminal multiplexer would be the host's.
+            Err(Errno::EEXIST) if name == "ptmx" => unlinkat(&dev, name, UnlinkatFlags::NoRemoveDir)
+                .and_then(|()| symlinkat(target, &dev, name)),
+            Err(Errno::EEXIST) => Ok(()),
+            other => other,
+        };
+        given.check(made, Step::Link, name);
+    }
+}
+
+fn make_node(given: &Given, root: BorrowedFd, directory: BorrowedFd, node: &Node) -> nix::Result<()> {
+    let name = node.untrusted_path.file_name().ok_or(Errno::EINVAL)?;
+    if given.plan.making == Making::Node {
+        match mknodat(directory, name, node.kind, node.mode, node.device) {
+            Ok(()) => return own(directory, name, node),
+            Err(Errno::EEXIST) => return same_node(directory, name, node),
+            Err(Errno::EPERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    } else if node.kind == SFlag::S_IFIFO {
+        // A fifo is no device, and a user namespace may make it.
+        mknodat(directory, name, node.kind, node.mode, 0)?;
+        return own(directory, name, node);
+    }
+    let source = Path::new("/").join(&node.untrusted_path);
+    let tree = mount::bind(&source, Reach::One, Change::default())?;
+    let stat = fstat(&tree)?;
+    if file_type(&stat) != node.kind || stat.st_rdev != node.device {
+        return Err(Errno::ENODEV);
+    }
+    let (target, _) = ensure(root, &node.untrusted_path, Kind::File)?;
+    mount::attach(tree.as_fd(), target.as_fd())
+}
+
+fn own(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()> {
+    if (node.uid, node.gid) == (0, 0) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    fchownat(directory, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+}
+
+fn same_node(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()> {
+    let there = nix::sys::stat::fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let same = file_type(&there) == node.kind && (node.kind == SFlag::S_IFIFO || there.st_rdev == node.device);
+    if same { Ok(()) } else { Err(Errno::EEXIST) }
+}
+
+/// Kernel settings of the namespaces this process is in by now. The host's /proc shows a caller its own namespaces'.
+// CVE-2025-52881: through the host's procfs and without crossing a mount, so that the container redirects nothing.
+pub(super) fn sysctl(given: &Given) {
+    for (file, value) in &given.plan.sysctl {
+        let path = Path::new("sys").join(file);
+        let written = open_beneath(given.host_proc.as_fd(), &path, OFlag::O_WRONLY)
+            .and_then(|file| nix::unistd::write(&file, value.as_bytes()));
+        given.check(written, Step::Sysctl, file);
+    }
+}
+
+/// Read-only for what had to be writable until everything was in place, the root last.
+pub(super) fn late_read_only(given: &Given, root: &OwnedFd) {
+    let read_only = Change::attributes(attr::RDONLY, 0);
+    for op in given.plan.mounts.iter().filter(|op| op.read_only_late) {
+        let done = open_in_root(root.as_fd(), &op.untrusted_target, OFlag::O_PATH)
+            .and_then(|mounted| mount::change(mounted.as_fd(), Reach::One, read_only));
+        given.check(done, Step::ReadOnly, op.destination());
+    }
+    if given.plan.root.read_only {
+        given.check(mount::change(root.as_fd(), Reach::One, read_only), Step::ReadOnlyRoot, "/");
+    }
+}

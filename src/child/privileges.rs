@@ -1,0 +1,219 @@
+//! From root of the container to the payload's user: names, limits, ids, capabilities, the filter.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::prctl;
+use nix::sys::stat::{SFlag, fstat, stat, umask};
+use nix::unistd::{
+    AccessFlags, Gid, Uid, faccessat, fchdir, fchown, getcwd, setgroups, sethostname, setresgid, setresuid,
+};
+
+use super::{Given, rootfs};
+use crate::handshake::Step;
+use crate::plan::process::Process;
+use crate::sys::fd::{close_between, standard};
+use crate::sys::path::file_type;
+use crate::sys::process::{
+    CapSets, ExecArray, capset, drop_bounding, raise_ambient, reset_signals, setdomainname, setrlimit,
+};
+use crate::sys::filter;
+
+/// CAP_SYS_ADMIN's bit: without no_new_privs a filter may be loaded only with it (seccomp(2)).
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// What execve takes.
+pub(super) struct Program {
+    pub(super) path: CString,
+    pub(super) args: ExecArray,
+    pub(super) env: ExecArray,
+    /// The state for startContainer hooks; empty without any.
+    pub(super) state: Vec<u8>,
+}
+
+/// Host and domain name of the container's UTS namespace.
+pub(super) fn names(given: &Given) {
+    if let Some(name) = &given.plan.hostname {
+        given.check(sethostname(name), Step::Hostname, name);
+    }
+    if let Some(name) = &given.plan.domainname {
+        given.check(setdomainname(name.as_bytes()), Step::Domainname, name);
+    }
+}
+
+/// Give up every right that the payload is not to have, and load its filter.
+pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
+    let plan = &given.plan.process;
+    own_streams(plan);
+    // The bounding set takes CAP_SETPCAP, which goes with the rest below.
+    bound(given, plan.capabilities.bounding);
+    let cwd = rootfs::open_directory(root, &plan.cwd);
+    let home = rootfs::home(root, plan.uid);
+    become_user(given, plan);
+    enter_cwd(given, root, cwd);
+    let path = find(given, plan);
+    let program = Program {
+        path: given.check(CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL), Step::Lookup, &path),
+        args: ExecArray::new(plan.args.clone()),
+        env: ExecArray::new(with_home(plan, home)),
+        state: match given.start_container.is_empty() {
+            true => Vec::new(),
+            false => (given.state)("created", nix::unistd::getpid().as_raw()),
+        },
+    };
+    umask(plan.umask);
+    // ORDER: nothing is opened after this that a small RLIMIT_NOFILE could refuse.
+    for limit in &plan.limits {
+        let mut name = String::from("rlimit ");
+        name.push_str(&limit.resource.to_string());
+        given.check(setrlimit(limit.resource, limit.soft, limit.hard), Step::Limit, name);
+    }
+    close_all_but_ours(given);
+    reset_signals();
+    // CVE-2016-9962: changing ids may have made the process dumpable again.
+    prctl::set_dumpable(false).ok();
+    load_filter(given);
+    program
+}
+
+/// The standard streams belong to the payload's user, so that it can open /dev/stdout again. Not the null device,
+/// which is everybody's.
+fn own_streams(plan: &Process) {
+    for number in 0..=2 {
+        let stream = standard(number);
+        let Ok(stat) = fstat(stream) else { continue };
+        if stat.st_uid != plan.uid && !rootfs::is_null(&stat) {
+            // A read-only file system, or an owner that the user namespace does not map: then it stays as it is.
+            fchown(stream, Some(Uid::from_raw(plan.uid)), None).ok();
+        }
+    }
+}
+
+fn bound(given: &Given, keep: u64) {
+    for number in 0..64u8 {
+        if keep >> number & 1 == 1 {
+            continue;
+        }
+        match drop_bounding(number) {
+            Ok(()) => {}
+            // Past the last capability of this kernel.
+            Err(Errno::EINVAL) => return,
+            Err(errno) => given.talk.fail(Step::Capabilities, errno, b"bounding set"),
+        }
+    }
+}
+
+fn become_user(given: &Given, plan: &Process) {
+    let sets = &plan.capabilities;
+    // Capabilities survive the change of user and are then set to exactly what is wanted.
+    given.check(prctl::set_keepcaps(true), Step::Capabilities, "keep");
+    let groups: Vec<_> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    match setgroups(&groups) {
+        // A user namespace may forbid the call (user_namespaces(7)); with nothing to set nothing is lost.
+        Err(Errno::EPERM) if groups.is_empty() => {}
+        done => given.check(done, Step::Groups, ""),
+    }
+    let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
+    given.check(setresgid(gid, gid, gid), Step::Ids, "setgid");
+    given.check(setresuid(uid, uid, uid), Step::Ids, "setuid");
+    if plan.no_new_privileges {
+        given.check(prctl::set_no_new_privs(), Step::NoNewPrivileges, "");
+    }
+    let extra = if needs_rights_for_filter(given) { SYS_ADMIN } else { 0 };
+    set_capabilities(given, extra);
+    for number in (0..64u8).filter(|number| sets.ambient >> number & 1 == 1) {
+        // COMPAT: runc only warns when an ambient capability cannot be raised.
+        raise_ambient(number).ok();
+    }
+}
+
+fn needs_rights_for_filter(given: &Given) -> bool {
+    given.filter.is_some() && !given.plan.process.no_new_privileges
+}
+
+/// All three sets, with `extra` for a little longer.
+fn set_capabilities(given: &Given, extra: u64) {
+    let sets = &given.plan.process.capabilities;
+    let wanted = CapSets {
+        effective: sets.effective | extra,
+        permitted: sets.permitted | extra,
+        inheritable: sets.inheritable,
+    };
+    given.check(capset(wanted), Step::Capabilities, "set");
+}
+
+/// Stand in the payload's directory, as its user.
+// CVE-2024-21626: by a handle opened inside the root, and only where the kernel can name the place from there.
+fn enter_cwd(given: &Given, root: &OwnedFd, opened: nix::Result<OwnedFd>) {
+    let cwd = &given.plan.process.cwd;
+    let directory = match opened {
+        // Only the payload's user may go there: a file system that squashes root.
+        Err(Errno::EACCES) => rootfs::open_directory(root, cwd),
+        other => other,
+    };
+    let entered = directory.and_then(|directory| fchdir(directory));
+    given.check(entered, Step::Cwd, cwd);
+    match getcwd() {
+        Ok(path) if path.is_absolute() => {}
+        _ => {
+            let text = b"current working directory is outside of container mount namespace root -- possible container breakout";
+            given.talk.fail(Step::Breakout, Errno::UnknownErrno, text);
+        }
+    }
+}
+
+/// The program to execute: as it is named when that has a slash, else the first in the search path.
+fn find(given: &Given, plan: &Process) -> PathBuf {
+    let program = plan.program();
+    if program.as_bytes().contains(&b'/') {
+        given.check(executable(Path::new(program)), Step::Lookup, program);
+        return PathBuf::from(program);
+    }
+    let found = plan.search.iter().map(|directory| directory.join(program)).find(|path| executable(path).is_ok());
+    given.check(found.filter(|_| !program.is_empty()).ok_or(Errno::ENOENT), Step::Lookup, program)
+}
+
+fn executable(path: &Path) -> nix::Result<()> {
+    if file_type(&stat(path)?) == SFlag::S_IFDIR {
+        return Err(Errno::EISDIR);
+    }
+    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)
+}
+
+fn with_home(plan: &Process, home: Option<Vec<u8>>) -> Vec<CString> {
+    let mut env = plan.env.clone();
+    let has_home = |line: &CString| line.to_bytes().strip_prefix(b"HOME=").is_some_and(|home| !home.is_empty());
+    if !env.iter().any(has_home) {
+        env.retain(|line| !line.to_bytes().starts_with(b"HOME="));
+        let mut line = b"HOME=".to_vec();
+        line.extend(home.filter(|home| !home.is_empty()).unwrap_or_else(|| b"/".to_vec()));
+        env.extend(CString::new(line));
+    }
+    env
+}
+
+/// Every descriptor but the payload's own and those that we still talk through. A process of a container that may be
+/// entered before it starts must find nothing of the host's here.
+// CVE-2024-21626: a leaked directory handle is a way out.
+fn close_all_but_ours(given: &mut Given) {
+    let first = 3 + RawFd::try_from(given.plan.inherited_fds).unwrap_or(0);
+    let mut keep = vec![given.talk.as_fd().as_raw_fd()];
+    if let Some((go, answer)) = &given.fifos {
+        keep.extend([go.as_raw_fd(), answer.as_raw_fd()]);
+    }
+    keep.sort_unstable();
+    given.check(close_between(first, &keep), Step::Stdio, "close_range");
+}
+
+// ORDER: last of all, so that the filter has to permit little more than execve.
+fn load_filter(given: &Given) {
+    let Some(loaded) = &given.filter else { return };
+    given.check(filter::load(&loaded.bpf, loaded.flags), Step::Seccomp, "");
+    if needs_rights_for_filter(given) {
+        set_capabilities(given, 0);
+    }
+}

@@ -1,0 +1,261 @@
+//! The container's root becomes `/`, and what must not be seen or changed in it is covered.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev};
+use nix::unistd::{chdir, chroot, fchdir, pivot_root};
+
+use super::Given;
+use crate::handshake::Step;
+use crate::plan::Switch;
+use crate::sys::fd::{install, standard};
+use crate::sys::mount::{self, Change, Parameter, Reach, attr};
+use crate::sys::path::{Kind, ensure, file_type, open_in_root};
+
+/// Whether this is the null device, by kind and number.
+// CVE-2025-31133, CVE-2026-88265: the number alone also fits a regular file on some file systems.
+pub(super) fn is_null(stat: &FileStat) -> bool {
+    file_type(stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(1, 3)
+}
+
+/// A detached mount of the host's null device, for the files to be masked.
+pub(super) fn host_null(given: &Given) -> Option<OwnedFd> {
+    if given.plan.masked.is_empty() {
+        return None;
+    }
+    let null = given.check(mount::clone_tree(AT_FDCWD, c"/dev/null", Reach::One), Step::Masked, "/dev/null");
+    let stat = given.check(fstat(&null), Step::Masked, "/dev/null");
+    if !is_null(&stat) {
+        given.talk.fail(Step::Masked, Errno::ENODEV, b"/dev/null");
+    }
+    Some(null)
+}
+
+/// Make `root` this process's `/`, and let go of the host's tree.
+pub(super) fn switch(given: &Given, root: &OwnedFd) {
+    given.check(fchdir(root), Step::Pivot, "");
+    let done = match given.plan.root.switch {
+        Switch::Pivot => pivot(given),
+        Switch::Move => hide_kernel_trees(&given.plan.root.path)
+            .and_then(|()| mount::attach_path(root.as_fd(), c"/"))
+            .and_then(|()| chroot(".")),
+        Switch::Chroot => chroot("."),
+    };
+    given.check(done.and_then(|()| chdir("/")), Step::Pivot, &given.plan.root.path);
+    if let Some((reach, change)) = given.plan.root.finally {
+        given.check(mount::change(root.as_fd(), reach, change), Step::Propagation, "/");
+    }
+}
+
+/// pivot_root with the old root stacked on the new one (pivot_root(2), NOTES), then taken away.
+fn pivot(given: &Given) -> nix::Result<()> {
+    let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    pivot_root(".", ".")?;
+    if given.plan.root.shared() {
+        // Else the host's mounts would be taken away with ours.
+        mount::change(old.as_fd(), Reach::Tree, Change::propagation(libc::MS_SLAVE))?;
+    }
+    umount2(".", MntFlags::MNT_DETACH)
+}
+
+/// Without a pivot the host's /proc and /sys stay mounted somewhere below: unmount them, or cover what cannot be, so
+/// that nobody finds them without the masks of the container's own.
+fn hide_kernel_trees(root: &Path) -> nix::Result<()> {
+    let table = read_all(&open("/proc/self/mountinfo", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)?;
+    for line in table.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let Some(point) = fields.nth(4) else { continue };
+        let kind = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default();
+        let point = unescape(point);
+        if !matches!(kind, b"proc" | b"sysfs") || point.starts_with(root) {
+            continue;
+        }
+        match umount2(&point, MntFlags::MNT_DETACH) {
+            // Gone with one above it.
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(Errno::EINVAL | Errno::EPERM) => cover(&point)?,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn cover(point: &Path) -> nix::Result<()> {
+    let target = match open(point, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        other => other?,
+    };
+    let empty = mount::new_filesystem(c"tmpfs", [], attr::RDONLY).map_err(|(errno, _)| errno)?;
+    mount::attach(empty.as_fd(), target.as_fd())
+}
+
+fn read_all(file: &OwnedFd) -> nix::Result<Vec<u8>> {
+    let (mut all, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        match nix::unistd::read(file, &mut piece)? {
+            0 => return Ok(all),
+            length => all.extend_from_slice(&piece[..length]),
+        }
+    }
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits (proc_pid_mountinfo(5)).
+fn unescape(field: &[u8]) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::new(), field);
+    while let Some((first, after)) = rest.split_first() {
+        match after.get(..3) {
+            Some(digits) if *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)) => {
+                bytes.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Where a standard stream is the host's null device, give the payload the container's own.
+pub(super) fn reopen_null(given: &Given, root: &OwnedFd) {
+    for number in 0..=2 {
+        if !fstat(standard(number)).is_ok_and(|stat| is_null(&stat)) {
+            continue;
+        }
+        let own = match open_in_root(root.as_fd(), Path::new("dev/null"), OFlag::O_RDWR | OFlag::O_NONBLOCK) {
+            // A container without one keeps the host's.
+            Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
+            other => given.check(other, Step::Null, "/dev/null"),
+        };
+        if !fstat(&own).is_ok_and(|stat| is_null(&stat)) {
+            given.talk.fail(Step::Null, Errno::ENODEV, b"/dev/null");
+        }
+        given.check(install(own.as_fd(), number), Step::Null, "/dev/null");
+    }
+}
+
+/// Make the payload's working directory where it is missing.
+// ORDER: before the root becomes read-only.
+pub(super) fn make_cwd(given: &Given, root: &OwnedFd) {
+    let cwd = &given.plan.process.cwd;
+    match ensure(root.as_fd(), cwd, Kind::Directory) {
+        // Not to be entered or made by us: the payload's own chdir says why, or succeeds.
+        Ok(_) | Err(Errno::EACCES | Errno::EROFS | Errno::ENOTDIR | Errno::ELOOP) => {}
+        Err(errno) => given.check(Err(errno), Step::Cwd, cwd),
+    }
+}
+
+/// One mount to be put over many places: attached once, then cloned from there. A detached mount cannot be cloned
+/// before Linux 6.15.
+struct Cover {
+    mount: OwnedFd,
+    attached: bool,
+}
+
+impl Cover {
+    fn put(&mut self, target: BorrowedFd) -> nix::Result<()> {
+        if self.attached {
+            return mount::attach(mount::clone_tree(self.mount.as_fd(), c"", Reach::One)?.as_fd(), target);
+        }
+        self.attached = true;
+        mount::attach(self.mount.as_fd(), target)
+    }
+}
+
+/// Mask paths and make others read-only; what is missing needs neither.
+pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>) {
+    let look = |path: &Path, step| match open_in_root(root.as_fd(), path, OFlag::O_PATH) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => None,
+        other => Some(given.check(other, step, Path::new("/").join(path))),
+    };
+    for path in &given.plan.read_only {
+        if let Some(target) = look(path, Step::ReadOnly) {
+            given.check(freeze(target.as_fd()), Step::ReadOnly, Path::new("/").join(path));
+        }
+    }
+    let mut file = null.map(|mount| Cover { mount, attached: false });
+    let mut directory = None;
+    for path in &given.plan.masked {
+        if let Some(target) = look(path, Step::Masked) {
+            given.check(mask(target.as_fd(), &mut file, &mut directory), Step::Masked, Path::new("/").join(path));
+        }
+    }
+}
+
+/// A read-only copy of the tree at `target`, over itself.
+fn freeze(target: BorrowedFd) -> nix::Result<()> {
+    let tree = mount::clone_tree(target, c"", Reach::Tree)?;
+    mount::change(tree.as_fd(), Reach::Tree, Change::attributes(attr::RDONLY, 0))?;
+    mount::attach(tree.as_fd(), target)
+}
+
+fn mask(target: BorrowedFd, file: &mut Option<Cover>, directory: &mut Option<Cover>) -> nix::Result<()> {
+    if file_type(&fstat(target)?) != SFlag::S_IFDIR {
+        return file.as_mut().ok_or(Errno::ENODEV)?.put(target);
+    }
+    if directory.is_none() {
+        // As small as a file system can be: a mount of it may outlive the container in somebody's namespace.
+        let tiny = [(c"nr_blocks", c"1"), (c"nr_inodes", c"1")]
+            .map(|(key, value)| Parameter { key: key.to_owned(), value: Some(value.to_owned()) });
+        let mount = mount::new_filesystem(c"tmpfs", &tiny, attr::RDONLY).map_err(|(errno, _)| errno)?;
+        *directory = Some(Cover { mount, attached: false });
+    }
+    directory.as_mut().ok_or(Errno::ENODEV)?.put(target)
+}
+
+/// Open the directory `path` of the container to stand in.
+pub(super) fn open_directory(root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    open_in_root(root.as_fd(), path, OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// The home directory of `uid` as the container's /etc/passwd has it.
+pub(super) fn home(root: &OwnedFd, uid: u32) -> Option<Vec<u8>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+    let file = open_in_root(root.as_fd(), Path::new("etc/passwd"), flags).ok()?;
+    let stat = fstat(&file).ok()?;
+    // A device or an endless file must not hold us up.
+    if file_type(&stat) != SFlag::S_IFREG || stat.st_size > 1 << 20 {
+        return None;
+    }
+    let text = read_all(&file).ok()?;
+    text.split(|byte| *byte == b'\n').find_map(|line| {
+        let fields: Vec<_> = line.split(|byte| *byte == b':').collect();
+        let number: u32 = std::str::from_utf8(fields.get(2)?).ok()?.parse().ok()?;
+        (number == uid).then(|| fields.get(5).map(|home| home.to_vec()))?
+    })
+}
+
+/// A new empty file that no link stands for, or the one that is there.
+// CVE-2026-88264: an image's link in that place would make the file somewhere else.
+pub(super) fn plain_file(directory: BorrowedFd, name: &str) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(directory, name, flags, Mode::from_bits_truncate(0o644)) {
+        Ok(_) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    let file = openat(directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    match file_type(&fstat(&file)?) {
+        SFlag::S_IFLNK => Err(Errno::ELOOP),
+        SFlag::S_IFDIR => Err(Errno::EISDIR),
+        _ => Ok(file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_paths_are_unescaped() {
+        for (field, path) in [("/a\\040b", "/a b"), ("/a\\134", "/a\\"), ("/plain", "/plain"), ("/end\\04", "/end\\04")] {
+            assert_eq!(unescape(field.as_bytes()), Path::new(path), "{field}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Making a container: `create`, and `run` around it.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Pid, Uid};
+use oci_spec::runtime::LinuxNamespaceType as Kind;
+
+use super::foreground::{self, Signals};
+use super::state::{Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file};
+use super::{CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, end, gathered, run_hooks};
+use crate::cgroup::{self, Hierarchy};
+use crate::handshake::ParentEnd;
+use crate::hooks;
+use crate::idmap;
+use crate::launch::{self, HookFailed, Launched, Request};
+use crate::plan::host::Host;
+use crate::plan::{Options, Plan};
+use crate::report::{self, debug};
+use crate::spec::{self, Bundle};
+use crate::sys::{fd, seal};
+
+/// Makes a container whose payload waits for `start`.
+///
+/// # Errors
+/// One line that names the field, path or step; nothing is left behind.
+pub(crate) fn create(options: &CreateOptions) -> Result<()> {
+    let draft = Draft::new(options, true)?;
+    let made = draft.make(Word::Later)?;
+    made.launched.keep();
+    Ok(())
+}
+
+/// Makes a container, starts it and, unless detached, waits for its end; returns the exit code.
+///
+/// # Errors
+/// As for [`create`]; a payload that could not be executed is an error too, and the container is gone then.
+pub(crate) fn run(options: &RunOptions) -> Result<u8> {
+    let draft = Draft::new(&options.create, options.detach)?;
+    let signals = if options.detach { None } else { Some(attend(options)?) };
+    let Made { locked, record, mut launched } = draft.make(Word::Now)?;
+    let console = launched.console.take().map(|(master, _)| master);
+    let pid = launched.pid();
+    let (talk, pidfd) = launched.keep();
+    if let Err(error) = start(&talk, &record) {
+        return Err(match destroy(locked, &record) {
+            Ok(()) => error,
+            Err(more) => gathered(vec![error, more]),
+        });
+    }
+    // Others may work on the container while it runs.
+    drop(locked);
+    let Some(signals) = signals else { return Ok(0) };
+    let code = foreground::wait(pid, pidfd, console, &signals)?;
+    if !options.keep {
+        clean_up(&options.create)?;
+    }
+    Ok(code)
+}
+
+/// Be ready for what the payload and the terminal will tell.
+fn attend(options: &RunOptions) -> Result<Signals> {
+    if !options.no_subreaper {
+        prctl::set_child_subreaper(true).context("become subreaper")?;
+    }
+    foreground::block_signals()
+}
+
+/// Let the payload begin, and run the poststart hooks once it has.
+fn start(talk: &ParentEnd, record: &Record) -> Result<()> {
+    talk.go().context("start the payload")?;
+    if let Some(reason) = talk.hear_start().context("start the payload")? {
+        bail!("unable to start container process: {reason}");
+    }
+    run_hooks("poststart", &record.poststart, record, Status::Running)
+}
+
+/// Delete the container after its end, unless somebody else did.
+fn clean_up(options: &CreateOptions) -> Result<()> {
+    let gone = |error: anyhow::Error| match error.downcast_ref() {
+        Some(Fault::NotFound) => Ok(()),
+        _ => Err(error),
+    };
+    let locked = match Dir::open(&options.root, &options.id).and_then(|dir| dir.lock(PATIENCE)) {
+        Ok(locked) => locked,
+        Err(error) => return gone(error),
+    };
+    match locked.record()? {
+        Some(record) => destroy(locked, &record),
+        None => locked.remove(),
+    }
+}
+
+/// When the payload gets the word to start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// From another command, through the fifos.
+    Later,
+    /// From this one, through the conversation.
+    Now,
+}
+
+/// Everything worked out for a container of which nothing exists yet.
+struct Draft<'a> {
+    options: &'a CreateOptions,
+    bundle: Bundle,
+    plan: Plan,
+    hierarchy: Hierarchy,
+    cgroup: PathBuf,
+    annotations: BTreeMap<String, String>,
+    rootless: bool,
+    console: Option<UnixStream>,
+    pidfd_socket: Option<UnixStream>,
+}
+
+/// A container that waits for the word to start, on record. Dropped, it is undone.
+struct Made {
+    // ORDER: fields are dropped in this order, the process and its cgroup before the record of them.
+    launched: Launched,
+    record: Record,
+    locked: Locked,
+}
+
+impl<'a> Draft<'a> {
+    /// Read the bundle and work out the plan, refusing what cannot be. Nothing is created.
+    fn new(options: &'a CreateOptions, detached: bool) -> Result<Self> {
+        // CVE-2019-5736: before anything of the container's is near.
+        seal::ensure().context("protect the own executable file")?;
+        let host = Host::probe()?;
+        let rootless = match options.rootless {
+            Rootless::Yes => true,
+            Rootless::No => false,
+            Rootless::Auto => host.rootless(),
+        };
+        let bundle = Bundle::open(&options.bundle)?;
+        check(&bundle, options, rootless)?;
+        let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
+        check_terminal(detached, terminal, options.console_socket.is_some())?;
+        let listen_fds = listen_fds();
+        let wanted = Options {
+            id: options.id.to_string(),
+            no_pivot: options.no_pivot,
+            no_new_keyring: options.no_new_keyring,
+            inherited_fds: inherited_fds(listen_fds, options.preserve_fds)?,
+            listen_fds,
+        };
+        let plan = Plan::init(&bundle.spec, &bundle.path, &wanted, &host)?;
+        for warning in bundle.warnings.iter().chain(&plan.warnings) {
+            report::warn(format_args!("{warning}"));
+        }
+        let root = &plan.root.path;
+        if !root.is_dir() {
+            bail!("root.path: {}: no such directory", root.display());
+        }
+        let hierarchy = Hierarchy::probe()?;
+        let cgroup = cgroup::path_for(plan.control.path.as_deref(), options.id.as_str(), cgroup::own)?;
+        let connect = |path: &Option<PathBuf>, what: &str| {
+            path.as_deref()
+                .map(|path| UnixStream::connect(path).with_context(|| format!("connect to {what} {}", path.display())))
+                .transpose()
+        };
+        Ok(Self {
+            console: connect(&options.console_socket, "console socket")?,
+            pidfd_socket: connect(&options.pidfd_socket, "pidfd socket")?,
+            annotations: bundle.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            options,
+            bundle,
+            plan,
+            hierarchy,
+            cgroup,
+            rootless,
+        })
+    }
+
+    /// Make the container, up to the point where only the word to start is missing.
+    fn make(&self, word: Word) -> Result<Made> {
+        let state = |status: &str, pid: i32| self.state(status, pid);
+        let request = Request {
+            plan: &self.plan,
+            hierarchy: &self.hierarchy,
+            cgroup: &self.cgroup,
+            cache: &launch::cache_directory(&self.options.root),
+            state: &state,
+            rootless: self.rootless,
+        };
+        let prepared = launch::prepare(&request)?;
+        let locked = Dir::create(&self.options.root, &self.options.id)?;
+        let claim = Claim(Some(locked));
+        let dir = claim.dir();
+        let mut record = self.intent();
+        // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
+        dir.save(&record)?;
+        dir.freeze_config(&self.bundle.raw)?;
+        let fifos = match word {
+            Word::Later => Some(self.fifos(dir)?),
+            Word::Now => None,
+        };
+        let launched = launch::launch(&request, prepared, fifos).map_err(|error| self.after_failure(error, &record))?;
+        self.put_on_record(dir, &mut record, &launched)?;
+        // The child, told that the parent is gone, would end; told that it is on record it waits for its start.
+        if let Err(errno) = launched.talk.saved() {
+            bail!("unable to start container process: the container's process died: {errno}");
+        }
+        Ok(Made { launched, record, locked: claim.keep() })
+    }
+
+    /// Hand over what callers wait for, and write down that the container exists.
+    fn put_on_record(&self, dir: &Dir, record: &mut Record, launched: &Launched) -> Result<()> {
+        let pid = launched.pid();
+        if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
+            fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()]).context("send the terminal to the console socket")?;
+        }
+        if let Some(socket) = &self.pidfd_socket {
+            fd::send(socket.as_fd(), b"standard", &[launched.pidfd().as_raw_fd()]).context("send to the pidfd socket")?;
+        }
+        let stat = ProcessStat::read(pid.as_raw()).context("read the container's process")?;
+        record.init_process_pid = pid.as_raw();
+        record.init_process_start = stat.start;
+        record.namespace_paths = namespace_paths(pid);
+        record.external_descriptors = (0..=2).map(|number| link(&format!("/proc/self/fd/{number}"))).collect();
+        if !launched.has_cgroup() {
+            record.cgroup = None;
+            record.cgroup_paths.clear();
+        }
+        dir.save(record)?;
+        if let Some(path) = &self.options.pid_file {
+            write_pid_file(path, pid)?;
+        }
+        debug!("container {} is created, process {pid}", self.options.id);
+        Ok(())
+    }
+
+    /// What is known of the container before anything of it exists.
+    fn intent(&self) -> Record {
+        let spec = &self.bundle.spec;
+        let hooks = &self.plan.hooks;
+        let below = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
+        Record {
+            id: self.options.id.to_string(),
+            created: report::rfc3339(SystemTime::now()),
+            rootless: self.rootless,
+            cgroup_paths: BTreeMap::from([(String::new(), self.hierarchy.mount_point().join(below))]),
+            schema: SCHEMA,
+            oci_version: spec.version().clone(),
+            bundle: self.bundle.path.clone(),
+            rootfs: self.plan.root.path.clone(),
+            annotations: self.annotations.clone(),
+            cgroup: Some(self.cgroup.clone()),
+            own_pid_namespace: self.plan.namespaces.is_new(Kind::Pid),
+            poststart: hooks.poststart().clone().unwrap_or_default(),
+            poststop: hooks.poststop().clone().unwrap_or_default(),
+            owner: Uid::effective().as_raw(),
+            ..Record::default()
+        }
+    }
+
+    fn fifos(&self, dir: &Dir) -> Result<(OwnedFd, OwnedFd)> {
+        let maps = self.plan.maps.as_ref();
+        let root = |ranges: fn(&idmap::Maps) -> &Vec<idmap::Range>| {
+            maps.and_then(|maps| idmap::to_host(ranges(maps), 0))
+        };
+        let (uid, gid) = match self.rootless {
+            // An unprivileged caller owns what it makes, and may give nothing away.
+            true => (Uid::effective(), Gid::effective()),
+            false => (Uid::from_raw(root(|maps| &maps.uids).unwrap_or(0)), Gid::from_raw(root(|maps| &maps.gids).unwrap_or(0))),
+        };
+        dir.make_fifos(uid, gid)?;
+        let open = |name: &str| {
+            let path = dir.path().join(name);
+            // For reading and writing, so that it opens without the other side.
+            open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+                .with_context(|| format!("open {}", path.display()))
+        };
+        Ok((open(EXEC_FIFO)?, open(RESULT_FIFO)?))
+    }
+
+    /// The container's state as its hooks get it.
+    fn state(&self, status: &str, pid: i32) -> Vec<u8> {
+        let state = hooks::State {
+            oci_version: self.bundle.spec.version(),
+            id: self.options.id.as_str(),
+            status,
+            pid: Some(pid),
+            bundle: &self.bundle.path,
+            annotations: &self.annotations,
+        };
+        // A path that is no text is the one failure, and the bundle's was refused when the record was written.
+        hooks::state_json(&state).unwrap_or_default()
+    }
+
+    /// runtime.md, Lifecycle: after a failed hook of the creating phase everything is undone, which has happened, and
+    /// the poststop hooks are run.
+    fn after_failure(&self, error: anyhow::Error, record: &Record) -> anyhow::Error {
+        if error.is::<HookFailed>()
+            && let Err(more) = run_hooks("poststop", &record.poststop, record, Status::Stopped)
+        {
+            report::warn(format_args!("{more:#}"));
+        }
+        error
+    }
+}
+
+/// A state directory that is removed again unless the container comes to be.
+struct Claim(Option<Locked>);
+
+impl Claim {
+    fn dir(&self) -> &Dir {
+        self.0.as_ref().expect("the claim is there until it is kept")
+    }
+
+    fn keep(mut self) -> Locked {
+        self.0.take().expect("the claim is there until it is kept")
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(Locked::remove) {
+            report::warn(format_args!("{error:#}"));
+        }
+    }
+}
+
+fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()> {
+    let context = spec::Context { rootless, no_pivot: options.no_pivot, systemd_cgroup: options.systemd_cgroup };
+    let faults = bundle.check(&context);
+    for fault in &faults {
+        debug!("config.json: {fault}");
+    }
+    match faults.first() {
+        None => Ok(()),
+        Some(fault) => Err(anyhow!("{fault}")),
+    }
+}
+
+// COMPAT: runc's words for the two ways in which terminal, console socket and detaching contradict each other.
+fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Result<()> {
+    if detached && terminal && !socket {
+        bail!("cannot allocate tty if runc will detach without setting console socket");
+    }
+    if socket && !(detached && terminal) {
+        bail!("cannot use console socket if runc will not detach or allocate tty");
+    }
+    Ok(())
+}
+
+/// How many sockets the service manager passed to this very process (sd_listen_fds(3)).
+fn listen_fds() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return 0;
+    }
+    number("LISTEN_FDS").unwrap_or(0)
+}
+
+fn inherited_fds(listen: u32, preserve: u32) -> Result<u32> {
+    let all = listen.checked_add(preserve).context("--preserve-fds: too many descriptors")?;
+    for number in 3..3u32.saturating_add(all) {
+        if !i32::try_from(number).is_ok_and(fd::is_open) {
+            bail!("unable to stat preserved-fd {number}: no such descriptor is open (--preserve-fds {preserve}, LISTEN_FDS {listen})");
+        }
+    }
+    Ok(all)
+}
+
+// COMPAT: runc's state.json has the kernel's flag names as keys.
+fn namespace_paths(pid: Pid) -> BTreeMap<String, PathBuf> {
+    [
+        ("NEWNS", "mnt"),
+        ("NEWNET", "net"),
+        ("NEWIPC", "ipc"),
+        ("NEWUTS", "uts"),
+        ("NEWPID", "pid"),
+        ("NEWUSER", "user"),
+        ("NEWCGROUP", "cgroup"),
+        ("NEWTIME", "time"),
+    ]
+    .into_iter()
+    .map(|(key, file)| (key.to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{file}"))))
+    .collect()
+}
+
+fn link(path: &str) -> String {
+    std::fs::read_link(path).map_or_else(|_| String::new(), |target| target.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_and_console_socket_go_together() {
+        for (detached, terminal, socket, good) in [
+            (true, true, true, true),
+            (true, true, false, false),
+            (true, false, false, true),
+            (true, false, true, false),
+            (false, true, false, true),
+            (false, true, true, false),
+            (false, false, true, false),
+        ] {
+            assert_eq!(check_terminal(detached, terminal, socket).is_ok(), good, "{detached} {terminal} {socket}");
+        }
+    }
+}

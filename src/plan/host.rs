@@ -1,0 +1,59 @@
+//! Facts about this host and this caller, read once before anything is planned.
+
+use anyhow::{Context, Result};
+use nix::unistd::{Gid, Uid};
+
+use crate::sys::process::capget;
+
+/// What a plan may depend on besides the bundle and the options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// The caller's effective ids.
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
+    /// Whether this process runs in a user namespace of somebody's making, where root is not the machine's root.
+    pub(crate) in_user_namespace: bool,
+    /// The caller's permitted capabilities, bit n for number n.
+    pub(crate) capabilities: u64,
+}
+
+impl Host {
+    /// Ask the kernel.
+    pub(crate) fn probe() -> Result<Self> {
+        let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+        Ok(Self {
+            uid: Uid::effective(),
+            gid: Gid::effective(),
+            in_user_namespace: !is_whole(&map),
+            capabilities: capget().context("read the own capabilities")?.permitted,
+        })
+    }
+
+    /// Whether the caller lacks the machine's root rights, so that a container needs a user namespace of its own and
+    /// goes without what only root may do.
+    pub(crate) fn rootless(&self) -> bool {
+        !self.uid.is_root() || self.in_user_namespace
+    }
+}
+
+/// Whether a uid_map maps every id to itself, as the initial user namespace's does.
+fn is_whole(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_identity_map_of_all_ids_is_the_initial_namespace() {
+        for (map, whole) in [
+            ("         0          0 4294967295\n", true),
+            ("         0       1000          1\n", false),
+            ("         0          0      65536\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_whole(map), whole, "{map:?}");
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Mounts: option words become attributes, propagation and file system parameters; each entry of `mounts` becomes one
+//! [`MountOp`] that the child carries out as it stands.
+
+use std::ffi::CString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use oci_spec::runtime::Mount;
+
+use crate::sys::mount::{Change, Parameter, Reach, attr};
+use crate::sys::path::relative;
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// A file or directory of the host, with the mounts below it or without.
+    Bind { source: PathBuf, reach: Reach },
+    /// A new instance of a file system.
+    Filesystem { kind: CString, source: CString, parameters: Vec<Parameter> },
+    /// The cgroup v2 hierarchy.
+    Cgroup { parameters: Vec<Parameter>, how: Hierarchy },
+    /// No new mount: change the attributes of what is mounted there.
+    Remount,
+}
+
+/// How the cgroup hierarchy gets into a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hierarchy {
+    /// A new mount, whose root is that of the container's cgroup namespace; where the kernel refuses it, a bind of the
+    /// container's own cgroup.
+    New,
+    /// A bind of all of it. A new mount without an own namespace would reset the hierarchy's mount options (nsdelegate,
+    /// memory_recursiveprot) for the whole machine.
+    Whole,
+    /// The same, for reading only.
+    // CVE-2023-25809: without a cgroup namespace a writable hierarchy would let a rootless container change its host's.
+    WholeReadOnly,
+}
+
+/// One mount for the child to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountOp {
+    /// Where, relative to the root; every component may lie.
+    pub(crate) untrusted_target: PathBuf,
+    pub(crate) what: What,
+    /// Attributes of the new mount itself.
+    pub(crate) change: Change,
+    /// Attributes for it and everything below.
+    pub(crate) recursive: Change,
+    /// Propagation changes after the mount, each a call of its own.
+    pub(crate) propagation: Vec<(Reach, Change)>,
+    /// Fill a tmpfs with what lay at the target before (`tmpcopyup`).
+    pub(crate) copy_up: bool,
+    /// Read-only comes last, after everything below is in place.
+    pub(crate) read_only_late: bool,
+    /// The target has to be a real directory, reached without any link.
+    // CVE-2019-19921, CVE-2023-27561: /proc or /sys as a link led the writes below it elsewhere.
+    pub(crate) ordinary_directory: bool,
+}
+
+impl MountOp {
+    /// The file system's name.
+    pub(crate) fn kind(&self) -> String {
+        match &self.what {
+            What::Filesystem { kind, .. } => kind.to_string_lossy().into_owned(),
+            What::Bind { .. } => "bind".to_owned(),
+            What::Cgroup { .. } => "cgroup2".to_owned(),
+            What::Remount => "remount".to_owned(),
+        }
+    }
+
+    /// The source as messages name it.
+    pub(crate) fn source(&self) -> String {
+        match &self.what {
+            What::Bind { source, .. } => source.display().to_string(),
+            What::Filesystem { source, .. } => source.to_string_lossy().into_owned(),
+            What::Cgroup { .. } => "cgroup".to_owned(),
+            What::Remount => String::new(),
+        }
+    }
+
+    /// The attributes to give when it is mounted: read-only waits where something is still to be put inside.
+    pub(crate) fn at_first(&self) -> Change {
+        let set = if self.read_only_late { self.change.set & !attr::RDONLY } else { self.change.set };
+        Change::attributes(set, self.change.clear)
+    }
+
+    /// The destination as messages name it: absolute.
+    pub(crate) fn destination(&self) -> String {
+        match self.untrusted_target.to_str() {
+            Some(".") => "/".to_owned(),
+            _ => format!("/{}", self.untrusted_target.display()),
+        }
+    }
+}
+
+/// What one option word does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Attribute { set: u64, clear: u64 },
+    Recursive { set: u64, clear: u64 },
+    Propagation(Reach, u64),
+    Bind(Reach),
+    Remount,
+    CopyUp,
+    /// A flag of the file system as a whole; the kernel knows it by this name.
+    Superblock,
+    /// Says what is so anyhow.
+    Nothing,
+}
+
+const fn set(bits: u64) -> Word {
+    Word::Attribute { set: bits, clear: if bits & attr::ATIME != 0 { attr::ATIME } else { 0 } }
+}
+
+const fn clear(bits: u64) -> Word {
+    Word::Attribute { set: 0, clear: bits }
+}
+
+const fn all(word: Word) -> Word {
+    match word {
+        Word::Attribute { set, clear } => Word::Recursive { set, clear },
+        other => other,
+    }
+}
+
+/// Choosing one access time rule clears the others.
+const ATIME: Word = clear(attr::ATIME);
+
+/// The meaning of an option word (config.md, Linux mount options; mount(8)), or none: then it is the file system's.
+fn meaning(word: &str) -> Option<Word> {
+    Some(match word {
+        "ro" => set(attr::RDONLY),
+        "rw" => clear(attr::RDONLY),
+        "nosuid" => set(attr::NOSUID),
+        "suid" => clear(attr::NOSUID),
+        "nodev" => set(attr::NODEV),
+        "dev" => clear(attr::NODEV),
+        "noexec" => set(attr::NOEXEC),
+        "exec" => clear(attr::NOEXEC),
+        "noatime" => set(attr::NOATIME),
+        "strictatime" => set(attr::STRICTATIME),
+        "atime" | "relatime" | "norelatime" | "nostrictatime" => ATIME,
+        "nodiratime" => set(attr::NODIRATIME),
+        "diratime" => clear(attr::NODIRATIME),
+        "nosymfollow" => set(attr::NOSYMFOLLOW),
+        "symfollow" => clear(attr::NOSYMFOLLOW),
+        "rro" => all(set(attr::RDONLY)),
+        "rrw" => all(clear(attr::RDONLY)),
+        "rnosuid" => all(set(attr::NOSUID)),
+        "rsuid" => all(clear(attr::NOSUID)),
+        "rnodev" => all(set(attr::NODEV)),
+        "rdev" => all(clear(attr::NODEV)),
+        "rnoexec" => all(set(attr::NOEXEC)),
+        "rexec" => all(clear(attr::NOEXEC)),
+        "rnoatime" => all(set(attr::NOATIME)),
+        "rstrictatime" => all(set(attr::STRICTATIME)),
+        "ratime" | "rrelatime" | "rnorelatime" | "rnostrictatime" => all(ATIME),
+        "rnodiratime" => all(set(attr::NODIRATIME)),
+        "rdiratime" => all(clear(attr::NODIRATIME)),
+        "rnosymfollow" => all(set(attr::NOSYMFOLLOW)),
+        "rsymfollow" => all(clear(attr::NOSYMFOLLOW)),
+        "bind" => Word::Bind(Reach::One),
+        "rbind" => Word::Bind(Reach::Tree),
+        "remount" => Word::Remount,
+        "tmpcopyup" => Word::CopyUp,
+        "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => Word::Superblock,
+        "defaults" | "iversion" | "noiversion" | "loud" | "silent" => Word::Nothing,
+        _ => {
+            let (reach, word) = match word.strip_prefix('r') {
+                Some(rest) => (Reach::Tree, rest),
+                None => (Reach::One, word),
+            };
+            return Some(Word::Propagation(reach, propagation(word)?));
+        }
+    })
+}
+
+/// The MS_* flag of a propagation type (mount_namespaces(7)).
+pub(crate) fn propagation(word: &str) -> Option<u64> {
+    Some(match word {
+        "private" => libc::MS_PRIVATE,
+        "slave" => libc::MS_SLAVE,
+        "shared" => libc::MS_SHARED,
+        "unbindable" => libc::MS_UNBINDABLE,
+        _ => return None,
+    })
+}
+
+/// Read all words of one list; those that are nobody's become parameters of the file system.
+#[derive(Debug, Default)]
+struct Options {
+    change: Change,
+    recursive: Change,
+    propagation: Vec<(Reach, Change)>,
+    bind: Option<Reach>,
+    remount: bool,
+    copy_up: bool,
+    superblock: Vec<Parameter>,
+    parameters: Vec<Parameter>,
+}
+
+impl Options {
+    fn read(words: &[String]) -> Result<Self> {
+        let mut options = Self::default();
+        for word in words {
+            match meaning(word) {
+                Some(Word::Attribute { set, clear }) => merge(&mut options.change, set, clear),
+                Some(Word::Recursive { set, clear }) => merge(&mut options.recursive, set, clear),
+                Some(Word::Propagation(reach, flag)) => {
+                    options.propagation.push((reach, Change::propagation(flag)));
+                }
+                Some(Word::Bind(reach)) => options.bind = Some(reach),
+                Some(Word::Remount) => options.remount = true,
+                Some(Word::CopyUp) => options.copy_up = true,
+                Some(Word::Superblock) => options.superblock.push(parameter(word)?),
+                Some(Word::Nothing) => {}
+                None => options.parameters.push(parameter(word)?),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// A later word wins over an earlier one.
+fn merge(change: &mut Change, set: u64, clear: u64) {
+    change.set = change.set & !clear & !set | set;
+    change.clear = (change.clear & !set) | clear;
+}
+
+fn parameter(word: &str) -> Result<Parameter> {
+    let text = |part: &str| CString::new(part).with_context(|| format!("mount option {part:?}"));
+    Ok(match word.split_once('=') {
+        Some((key, value)) => Parameter { key: text(key)?, value: Some(text(value)?) },
+        None => Parameter { key: text(word)?, value: None },
+    })
+}
+
+/// File systems whose superblock the kernel shares or that are filled after they are mounted: `ro` is theirs as a
+/// mount attribute only.
+const ATTRIBUTE_ONLY: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"];
+
+/// Turn one entry of `mounts` into an operation.
+///
+/// # Errors
+/// Names the destination and the word when options contradict each other (config.md, Mounts).
+pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> Result<MountOp> {
+    let destination = mount.destination();
+    let context = || format!("mounts: {}", destination.display());
+    let none = Vec::new();
+    let Options { change, recursive, propagation, bind, remount, copy_up, superblock, mut parameters } =
+        Options::read(mount.options().as_ref().unwrap_or(&none)).with_context(context)?;
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    let bind = bind.or((kind == "bind").then_some(Reach::One)).or((kind == "rbind").then_some(Reach::Tree));
+    let read_only = change.set & attr::RDONLY != 0;
+    let is_dev = relative(destination) == Path::new("dev");
+    let mut op = MountOp {
+        untrusted_target: relative(destination),
+        what: What::Remount,
+        change,
+        recursive,
+        propagation,
+        copy_up,
+        read_only_late: read_only && (kind == "tmpfs" || is_dev),
+        ordinary_directory: false,
+    };
+    if remount {
+        return Ok(op);
+    }
+    if let Some(reach) = bind {
+        if !parameters.is_empty() {
+            return Err(anyhow::anyhow!("bind mounts cannot have any filesystem-specific options applied"))
+                .with_context(context);
+        }
+        let Some(source) = mount.source() else { bail!("mounts: {}: a bind mount needs a source", destination.display()) };
+        op.what = What::Bind { source: bundle.join(source), reach };
+        op.read_only_late = read_only && is_dev;
+        return Ok(op);
+    }
+    op.what = match kind {
+        "" => bail!("mounts: {}: a mount needs a type unless it is a bind mount", destination.display()),
+        "cgroup" | "cgroup2" => {
+            // COMPAT: words meant for cgroup v1 (controller names, name=systemd, xattr) are dropped, as runc does.
+            parameters.retain(|p| matches!(p.key.to_bytes(), b"nsdelegate" | b"memory_recursiveprot"));
+            What::Cgroup { parameters, how: hierarchy }
+        }
+        _ => {
+            op.ordinary_directory = matches!(kind, "proc" | "sysfs");
+            parameters.extend(superblock);
+            if read_only && !ATTRIBUTE_ONLY.contains(&kind) {
+                parameters.push(parameter("ro")?);
+            }
+            let source = mount.source().clone().unwrap_or_else(|| PathBuf::from(kind));
+            let kind = CString::new(kind).with_context(context)?;
+            What::Filesystem { kind, source: CString::new(source.into_os_string().into_vec()).with_context(context)?, parameters }
+        }
+    };
+    Ok(op)
+}
+
+impl What {
+    pub(crate) fn is_tmpfs(&self) -> bool {
+        matches!(self, Self::Filesystem { kind, .. } if kind.to_bytes() == b"tmpfs")
+    }
+}
+
+/// Paths to mask or to make read-only, relative to the root, each once.
+pub(crate) fn inner_paths(paths: Option<&Vec<String>>) -> Vec<PathBuf> {
+    let mut once = Vec::new();
+    for path in paths.into_iter().flatten().map(|path| relative(Path::new(path))) {
+        if !once.contains(&path) {
+            once.push(path);
+        }
+    }
+    once
+}
+
+/// A path as a null-terminated string for the kernel.
+pub(crate) fn c_path(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).with_context(|| format!("path {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::MountBuilder;
+
+    fn op(kind: &str, options: &str) -> Result<MountOp> {
+        let options: Vec<_> = options.split(',').filter(|w| !w.is_empty()).map(str::to_owned).collect();
+        let mount = MountBuilder::default().destination("/x").typ(kind).source("src").options(options).build().unwrap();
+        operation(&mount, Path::new("/bundle"), Hierarchy::New)
+    }
+
+    #[test]
+    fn every_word_of_the_features_table_has_a_meaning() {
+        for word in crate::spec::MOUNT_OPTIONS {
+            assert!(meaning(word).is_some(), "{word}");
+        }
+    }
+
+    #[test]
+    fn attribute_words_set_and_clear() {
+        for (words, set, clear) in [
+            ("ro,nosuid", attr::RDONLY | attr::NOSUID, 0),
+            ("ro,rw", 0, attr::RDONLY),
+            ("rw,ro", attr::RDONLY, 0),
+            ("noatime", attr::NOATIME, attr::ATIME & !attr::NOATIME),
+            ("noatime,strictatime", attr::STRICTATIME, attr::ATIME & !attr::STRICTATIME),
+            ("relatime", 0, attr::ATIME),
+            ("nosymfollow,dev", attr::NOSYMFOLLOW, attr::NODEV),
+        ] {
+            let op = op("tmpfs", words).unwrap();
+            // What is set must be among what is cleared only for the access time field, which the kernel wants whole.
+            assert_eq!((op.change.set, op.change.clear & !set), (set, clear), "{words}");
+        }
+    }
+
+    #[test]
+    fn recursive_words_reach_the_tree() {
+        let op = op("bind", "rbind,rro,rnosuid").unwrap();
+        assert_eq!(op.what, What::Bind { source: "/bundle/src".into(), reach: Reach::Tree });
+        assert_eq!(op.recursive.set, attr::RDONLY | attr::NOSUID);
+        assert_eq!(op.change, Change::default());
+    }
+
+    #[test]
+    fn propagation_words_keep_their_order_and_reach() {
+        let op = op("bind", "bind,rshared,slave").unwrap();
+        let wanted = [(Reach::Tree, Change::propagation(libc::MS_SHARED)), (Reach::One, Change::propagation(libc::MS_SLAVE))];
+        assert_eq!(op.propagation, wanted);
+    }
+
+    #[test]
+    fn unknown_words_are_parameters_of_the_file_system() {
+        let What::Filesystem { parameters, .. } = op("tmpfs", "nosuid,size=64k,mode=755,acl").unwrap().what else { panic!() };
+        let words: Vec<_> = parameters.iter().map(|p| p.key.to_str().unwrap()).collect();
+        assert_eq!(words, ["size", "mode", "acl"]);
+    }
+
+    #[test]
+    fn a_bind_mount_with_parameters_is_refused() {
+        let error = format!("{:#}", op("none", "bind,size=1k").unwrap_err());
+        assert_eq!(error, "mounts: /x: bind mounts cannot have any filesystem-specific options applied");
+    }
+
+    #[test]
+    fn read_only_tmpfs_waits_until_the_end() {
+        assert!(op("tmpfs", "ro").unwrap().read_only_late);
+        assert!(!op("tmpfs", "").unwrap().read_only_late);
+        assert!(!op("proc", "ro").unwrap().read_only_late);
+    }
+}

@@ -1,0 +1,110 @@
+//! Mounts. config.md and its Linux mount options.
+
+use std::path::Path;
+
+use oci_spec::runtime::Mount;
+
+use super::{Check, inside};
+use crate::spec::features::MOUNT_OPTIONS;
+
+/// What may be mounted over inside /proc: files that container engines replace by per-container views.
+const PROC_ALLOWED: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+fn is_bind(mount: &Mount) -> bool {
+    mount
+        .options()
+        .iter()
+        .flatten()
+        .any(|word| word == "bind" || word == "rbind")
+}
+
+pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        let field = format!("{field}.destination");
+        let destination = mount.destination();
+        let clean = inside(destination);
+        if destination == "" {
+            check.say(field, "destination must not be empty");
+        } else if clean == Path::new("/") {
+            check.say(field, format!("{destination:?} is on the top of rootfs"));
+        } else if clean == Path::new("/proc") {
+            // CVE-2019-16884: a false /proc would take the writes that confine the container's process. A bind of the
+            // host's own is a real one, which engines use together with the host's pid namespace.
+            let real = match is_bind(mount) {
+                true => mount.source().as_deref() == Some(Path::new("/proc")),
+                false => mount.typ().as_deref() == Some("proc"),
+            };
+            if !real {
+                check.say(
+                    field,
+                    format!("{destination:?} cannot be mounted because it is not of type proc"),
+                );
+            }
+        } else if clean.starts_with("/proc")
+            && !PROC_ALLOWED
+                .iter()
+                .any(|allowed| clean == Path::new(allowed))
+        {
+            check.say(
+                field,
+                format!("{destination:?} cannot be mounted because it is inside /proc"),
+            );
+        }
+    }
+}
+
+pub(super) fn mounts_have_what_they_need(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        let empty = |text: Option<&str>| text.is_none_or(str::is_empty);
+        let remount = mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|word| word == "remount");
+        if is_bind(mount) {
+            if mount.source().as_ref().is_none_or(|source| source == "") {
+                check.say(format!("{field}.source"), "bind mount has no source");
+            }
+        } else if !remount && empty(mount.typ().as_deref()) {
+            check.say(format!("{field}.type"), "mount has no type");
+        }
+    }
+}
+
+pub(super) fn binds_have_no_data(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        let known = |word: &String| {
+            MOUNT_OPTIONS.binary_search(&word.as_str()).is_ok()
+                || ["idmap", "ridmap", ""].contains(&word.as_str())
+        };
+        if is_bind(mount) && !mount.options().iter().flatten().all(known) {
+            check.say(
+                format!("{field}.options"),
+                "bind mounts cannot have any filesystem-specific options applied",
+            );
+        }
+    }
+}
+
+pub(super) fn id_mapped_mounts_have_both_maps(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        let given = |map: &Option<Vec<_>>| map.as_ref().is_some_and(|map| !map.is_empty());
+        if given(mount.uid_mappings()) != given(mount.gid_mappings()) {
+            check.say(
+                field,
+                "id-mapped mounts must have both uid and gid mappings specified",
+            );
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Devices, control groups, seccomp. config-linux.md.
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxSeccompAction};
+
+use super::{Check, inside, sorted};
+
+// config-linux.md, devices and allowed device list.
+
+/// Linux keeps 12 bits of major and 20 bits of minor number (MINORBITS in kdev_t.h).
+const MAJOR_MAX: i64 = (1 << 12) - 1;
+const MINOR_MAX: i64 = (1 << 20) - 1;
+
+fn devices<'a>(check: &Check<'a>) -> &'a [LinuxDevice] {
+    let devices = check.linux().and_then(|linux| linux.devices().as_ref());
+    devices.map_or(&[], Vec::as_slice)
+}
+
+pub(super) fn devices_are_devices(check: &mut Check<'_>) {
+    for (i, device) in devices(check).iter().enumerate() {
+        let field = format!("linux.devices[{i}]");
+        if device.typ() == LinuxDeviceType::A {
+            check.say(format!("{field}.type"), "invalid device type \"a\"");
+        }
+        if !device.path().is_absolute() {
+            check.say(
+                format!("{field}.path"),
+                format!("device path {:?} is not absolute", device.path()),
+            );
+        }
+        let numbered = device.typ() != LinuxDeviceType::P;
+        if numbered && !(0..=MAJOR_MAX).contains(&device.major()) {
+            check.say(
+                format!("{field}.major"),
+                format!("invalid major number {}", device.major()),
+            );
+        }
+        if numbered && !(0..=MINOR_MAX).contains(&device.minor()) {
+            check.say(
+                format!("{field}.minor"),
+                format!("invalid minor number {}", device.minor()),
+            );
+        }
+    }
+}
+
+// COMPAT: the same device listed twice is let pass, as runc does; engines do it for privileged containers.
+pub(super) fn device_paths_are_single(check: &mut Check<'_>) {
+    let node = |d: &LinuxDevice| (d.typ().as_str().replace('u', "c"), d.major(), d.minor());
+    let devices = devices(check);
+    for (i, device) in devices.iter().enumerate() {
+        let path = inside(device.path());
+        let mut earlier = devices[..i].iter();
+        if earlier.any(|e| inside(e.path()) == path && node(e) != node(device)) {
+            check.say(
+                format!("linux.devices[{i}].path"),
+                format!("two different devices at {path:?}"),
+            );
+        }
+    }
+}
+
+pub(super) fn device_rules_are_complete(check: &mut Check<'_>) {
+    let rules = check
+        .resources()
+        .and_then(|resources| resources.devices().as_ref());
+    for (i, rule) in rules.into_iter().flatten().enumerate() {
+        let field = format!("linux.resources.devices[{i}]");
+        match rule.access().as_deref() {
+            None | Some("") => check.say(
+                format!("{field}.access"),
+                format!("device access at {i} field cannot be empty"),
+            ),
+            Some(access) if !access.chars().all(|c| "rwm".contains(c)) => {
+                check.say(
+                    format!("{field}.access"),
+                    format!("invalid device access {access:?}"),
+                );
+            }
+            Some(_) => {}
+        }
+        if let Some(kind @ (LinuxDeviceType::U | LinuxDeviceType::P)) = rule.typ() {
+            check.say(
+                format!("{field}.type"),
+                format!("invalid cgroup device type {:?}", kind.as_str()),
+            );
+        }
+        // -1 is every number, as in the v1 interface.
+        for (name, number) in [("major", rule.major()), ("minor", rule.minor())] {
+            if let Some(n) = number.filter(|n| !(-1..=i64::from(u32::MAX)).contains(n)) {
+                check.say(
+                    format!("{field}.{name}"),
+                    format!("invalid {name} number {n}"),
+                );
+            }
+        }
+    }
+}
+
+// config-linux.md, control groups.
+
+pub(super) fn systemd_path_has_three_parts(check: &mut Check<'_>) {
+    let path = check
+        .linux()
+        .and_then(|linux| linux.cgroups_path().as_ref());
+    if let Some(path) = path.filter(|path| check.how.systemd_cgroup && *path != "")
+        && path.to_string_lossy().split(':').count() != 3
+    {
+        let rule = format!(
+            "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {path:?} instead"
+        );
+        check.say("linux.cgroupsPath", rule);
+    }
+}
+
+/// The specification's swap is memory and swap together, the kernel's is swap alone.
+pub(super) fn swap_fits_memory(check: &mut Check<'_>) {
+    let Some(memory) = check.resources().and_then(|r| r.memory().as_ref()) else {
+        return;
+    };
+    let (limit, swap) = (memory.limit().unwrap_or(0), memory.swap().unwrap_or(0));
+    if swap == 0 || swap == -1 {
+        return;
+    }
+    if limit == 0 {
+        check.say(
+            "linux.resources.memory.swap",
+            "unable to set swap limit without memory limit",
+        );
+    } else if limit < 0 {
+        check.say(
+            "linux.resources.memory.limit",
+            format!("invalid memory value: {limit}"),
+        );
+    } else if swap < limit {
+        check.say(
+            "linux.resources.memory.swap",
+            "memory+swap limit should be >= memory limit",
+        );
+    }
+}
+
+/// config-linux.md, unified: each key is a file in the container's cgroup.
+pub(super) fn unified_keys_are_file_names(check: &mut Check<'_>) {
+    let unified = check
+        .resources()
+        .and_then(|resources| resources.unified().as_ref());
+    for key in sorted(unified).into_keys() {
+        if key.contains('/') || ["", ".", ".."].contains(&key.as_str()) {
+            check.say(
+                "linux.resources.unified",
+                format!("unified resource {key:?} must be a file name (no slashes)"),
+            );
+        }
+    }
+}
+
+// config-linux.md, seccomp: listeners.
+
+pub(super) fn seccomp_default_is_no_notify(check: &mut Check<'_>) {
+    let seccomp = check.linux().and_then(|linux| linux.seccomp().as_ref());
+    if seccomp.is_some_and(|s| s.default_action() == LinuxSeccompAction::ScmpActNotify) {
+        check.say(
+            "linux.seccomp.defaultAction",
+            "SCMP_ACT_NOTIFY cannot be used as default action",
+        );
+    }
+}

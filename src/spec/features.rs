@@ -1,0 +1,385 @@
+//! What this build supports, as data: `features` prints it, `check` refuses what is not in it.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{
+    self as oci, Arch, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompFilterFlag,
+    LinuxSeccompOperator, Spec,
+};
+use serde::Serialize;
+use serde_json::{Serializer, Value, ser::PrettyFormatter};
+
+use super::check::Stage;
+
+/// The oldest and the newest runtime-spec whose config.json is understood.
+const OCI_VERSION_MIN: &str = "1.0.0";
+pub(super) const OCI_VERSION_MAX: &str = "1.3.0";
+
+/// Mount option words that are not data for the filesystem, sorted (config.md, Linux mount options).
+#[rustfmt::skip]
+pub(crate) const MOUNT_OPTIONS: &[&str] = &[
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud",
+    "mand", "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime",
+    "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime", "relatime",
+    "remount", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid",
+    "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid",
+    "rsymfollow", "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid", "symfollow", "sync",
+    "tmpcopyup", "unbindable",
+];
+
+/// Hook lists that are run (config.md, POSIX-platform hooks).
+const HOOKS: &[&str] = &[
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+const NAMESPACES: &[LinuxNamespaceType] = &[
+    LinuxNamespaceType::Cgroup,
+    LinuxNamespaceType::Ipc,
+    LinuxNamespaceType::Mount,
+    LinuxNamespaceType::Network,
+    LinuxNamespaceType::Pid,
+    LinuxNamespaceType::Time,
+    LinuxNamespaceType::User,
+    LinuxNamespaceType::Uts,
+];
+
+const SECCOMP_ACTIONS: &[LinuxSeccompAction] = &[
+    LinuxSeccompAction::ScmpActAllow,
+    LinuxSeccompAction::ScmpActErrno,
+    LinuxSeccompAction::ScmpActKill,
+    LinuxSeccompAction::ScmpActKillProcess,
+    LinuxSeccompAction::ScmpActKillThread,
+    LinuxSeccompAction::ScmpActLog,
+    LinuxSeccompAction::ScmpActTrace,
+    LinuxSeccompAction::ScmpActTrap,
+];
+
+const SECCOMP_OPERATORS: &[LinuxSeccompOperator] = &[
+    LinuxSeccompOperator::ScmpCmpEq,
+    LinuxSeccompOperator::ScmpCmpGe,
+    LinuxSeccompOperator::ScmpCmpGt,
+    LinuxSeccompOperator::ScmpCmpLe,
+    LinuxSeccompOperator::ScmpCmpLt,
+    LinuxSeccompOperator::ScmpCmpMaskedEq,
+    LinuxSeccompOperator::ScmpCmpNe,
+];
+
+/// Architectures that the linked libseccomp (2.5) can compile for.
+const SECCOMP_ARCHS: &[Arch] = &[
+    Arch::ScmpArchAarch64,
+    Arch::ScmpArchArm,
+    Arch::ScmpArchMips,
+    Arch::ScmpArchMips64,
+    Arch::ScmpArchMips64n32,
+    Arch::ScmpArchMipsel,
+    Arch::ScmpArchMipsel64,
+    Arch::ScmpArchMipsel64n32,
+    Arch::ScmpArchPpc,
+    Arch::ScmpArchPpc64,
+    Arch::ScmpArchPpc64le,
+    Arch::ScmpArchRiscv64,
+    Arch::ScmpArchS390,
+    Arch::ScmpArchS390x,
+    Arch::ScmpArchX32,
+    Arch::ScmpArchX86,
+    Arch::ScmpArchX86_64,
+];
+
+const SECCOMP_FLAGS_SUPPORTED: &[LinuxSeccompFilterFlag] = &[
+    LinuxSeccompFilterFlag::SeccompFilterFlagLog,
+    LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow,
+    LinuxSeccompFilterFlag::SeccompFilterFlagTsync,
+];
+
+/// Known but without effect here: it concerns listeners only.
+const SECCOMP_FLAGS_INERT: &[LinuxSeccompFilterFlag] =
+    &[LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv];
+
+/// Annotations of config.json that change what is done with it; a trailing dot marks a prefix.
+const UNSAFE_ANNOTATIONS: &[&str] = &["bundle", "org.systemd.property.", "org.criu.config"];
+
+/// A feature of the specification that this build does not carry out. Asking for it is a fault: a container that runs
+/// without what was asked for is worse than none.
+pub(super) struct Absent {
+    pub(super) feature: Feature,
+    /// Section and member of config.json whose presence asks for it, where one member does.
+    pub(super) member: Option<(&'static str, &'static str)>,
+    /// Whether the member asks for it even as an empty object.
+    pub(super) even_empty: bool,
+    /// The field that asks for it, if one does.
+    pub(super) asked: fn(&Spec) -> Option<String>,
+    pub(super) rule: &'static str,
+    pub(super) stage: Stage,
+}
+
+impl Absent {
+    /// The member as a field name.
+    pub(super) fn field(&self) -> String {
+        self.member
+            .map(|(section, member)| format!("{section}.{member}"))
+            .unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Feature {
+    Apparmor,
+    Idmap,
+    IntelRdt,
+    IoPriority,
+    MemoryPolicy,
+    NetDevices,
+    Personality,
+    Rdma,
+    Scheduler,
+    SeccompNotify,
+    Selinux,
+}
+
+#[rustfmt::skip]
+pub(super) const ABSENT: &[Absent] = &[
+    Absent { feature: Feature::NetDevices, member: Some(("linux", "netDevices")), even_empty: false,
+        asked: |spec| spec.linux().as_ref()?.net_devices().as_ref().filter(|d| !d.is_empty())
+            .map(|_| "linux.netDevices".into()),
+        rule: "network devices are not supported by this build", stage: Stage::NetDevices },
+    Absent { feature: Feature::Selinux, member: None, even_empty: false,
+        asked: |spec| spec.process().as_ref()?.selinux_label().as_ref().filter(|l| !l.is_empty())
+            .map(|_| "process.selinuxLabel".into()),
+        rule: "selinux label is specified in config, but selinux is disabled or not supported", stage: Stage::Security },
+    Absent { feature: Feature::Selinux, member: None, even_empty: false,
+        asked: |spec| spec.linux().as_ref()?.mount_label().as_ref().filter(|l| !l.is_empty())
+            .map(|_| "linux.mountLabel".into()),
+        rule: "mount label is specified in config, but selinux is disabled or not supported", stage: Stage::Security },
+    Absent { feature: Feature::Rdma, member: None, even_empty: false,
+        asked: |spec| spec.linux().as_ref()?.resources().as_ref()?.rdma().as_ref().filter(|r| !r.is_empty())
+            .map(|_| "linux.resources.rdma".into()),
+        rule: "rdma limits are not supported by this build", stage: Stage::Cgroups },
+    Absent { feature: Feature::Personality, member: Some(("linux", "personality")), even_empty: true,
+        asked: |spec| spec.linux().as_ref()?.personality().as_ref().map(|_| "linux.personality".into()),
+        rule: "personality is not supported by this build", stage: Stage::Seccomp },
+    Absent { feature: Feature::SeccompNotify, member: None, even_empty: false,
+        asked: asks_to_notify,
+        rule: "SCMP_ACT_NOTIFY is not supported by this build", stage: Stage::Seccomp },
+    Absent { feature: Feature::IntelRdt, member: Some(("linux", "intelRdt")), even_empty: true,
+        asked: |spec| spec.linux().as_ref()?.intel_rdt().as_ref().map(|_| "linux.intelRdt".into()),
+        rule: "intelRdt is not supported by this build", stage: Stage::IntelRdt },
+    Absent { feature: Feature::Idmap, member: None, even_empty: false,
+        asked: asks_for_idmap,
+        rule: "id-mapped mounts are not supported by this build", stage: Stage::Mounts },
+    Absent { feature: Feature::Scheduler, member: Some(("process", "scheduler")), even_empty: true,
+        asked: |spec| spec.process().as_ref()?.scheduler().as_ref().map(|_| "process.scheduler".into()),
+        rule: "scheduler is not supported by this build", stage: Stage::Scheduler },
+    Absent { feature: Feature::IoPriority, member: Some(("process", "ioPriority")), even_empty: true,
+        asked: |spec| spec.process().as_ref()?.io_priority().as_ref().map(|_| "process.ioPriority".into()),
+        rule: "ioPriority is not supported by this build", stage: Stage::IoPriority },
+    Absent { feature: Feature::MemoryPolicy, member: Some(("linux", "memoryPolicy")), even_empty: true,
+        asked: |spec| spec.linux().as_ref()?.memory_policy().as_ref().map(|_| "linux.memoryPolicy".into()),
+        rule: "memoryPolicy is not supported by this build", stage: Stage::MemoryPolicy },
+    Absent { feature: Feature::Apparmor, member: None, even_empty: false,
+        asked: |spec| spec.process().as_ref()?.apparmor_profile().as_ref().filter(|p| !p.is_empty())
+            .map(|_| "process.apparmorProfile".into()),
+        rule: "apparmor: config provided but apparmor not supported", stage: Stage::Init },
+];
+
+fn asks_to_notify(spec: &Spec) -> Option<String> {
+    let seccomp = spec.linux().as_ref()?.seccomp().as_ref()?;
+    if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return Some("linux.seccomp.defaultAction".into());
+    }
+    let at = seccomp
+        .syscalls()
+        .iter()
+        .flatten()
+        .position(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)?;
+    Some(format!("linux.seccomp.syscalls[{at}].action"))
+}
+
+fn asks_for_idmap(spec: &Spec) -> Option<String> {
+    let at = spec.mounts().iter().flatten().position(|mount| {
+        let mut words = mount.options().iter().flatten();
+        words.any(|word| word == "idmap" || word == "ridmap")
+            || mount.uid_mappings().iter().flatten().next().is_some()
+            || mount.gid_mappings().iter().flatten().next().is_some()
+    })?;
+    Some(format!("mounts[{at}]"))
+}
+
+fn has(feature: Feature) -> bool {
+    ABSENT.iter().all(|absent| absent.feature != feature)
+}
+
+/// What the `features` verb prints: the features structure of runtime-spec 1.3 (features.md, features-linux.md), indented
+/// by four spaces, without a final newline. It depends on the build alone, never on the host.
+pub(crate) fn features_json() -> String {
+    // Through a tree: maps come out in one order every time, and what is not set stays out.
+    let mut tree = serde_json::to_value(features()).expect("string keys only");
+    drop_unset(&mut tree);
+    let mut text = Vec::new();
+    let mut writer = Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"    "));
+    tree.serialize(&mut writer)
+        .expect("a Vec takes every write");
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+fn features() -> oci::Features {
+    let mut features = oci::Features::default();
+    features
+        .set_oci_version_min(OCI_VERSION_MIN.into())
+        .set_oci_version_max(OCI_VERSION_MAX.into())
+        .set_hooks(Some(owned(HOOKS)))
+        .set_mount_options(Some(owned(MOUNT_OPTIONS)))
+        .set_linux(Some(linux()))
+        .set_annotations(Some(annotations()))
+        .set_potentially_unsafe_config_annotations(Some(owned(UNSAFE_ANNOTATIONS)));
+    features
+}
+
+fn linux() -> oci::LinuxFeature {
+    let mut cgroup = oci::Cgroup::default();
+    cgroup
+        .set_v1(Some(false))
+        .set_v2(Some(true))
+        .set_systemd(Some(false))
+        .set_systemd_user(Some(false))
+        .set_rdma(Some(has(Feature::Rdma)));
+    let mut apparmor = oci::Apparmor::default();
+    apparmor.set_enabled(Some(has(Feature::Apparmor)));
+    let mut selinux = oci::Selinux::default();
+    selinux.set_enabled(Some(has(Feature::Selinux)));
+    let mut intel_rdt = oci::IntelRdt::default();
+    intel_rdt.set_enabled(Some(has(Feature::IntelRdt)));
+    let mut idmap = oci::IDMap::default();
+    idmap.set_enabled(Some(has(Feature::Idmap)));
+    let mut mount_extensions = oci::MountExtensions::default();
+    mount_extensions.set_idmap(Some(idmap));
+    let mut net_devices = oci::NetDevices::default();
+    net_devices.set_enabled(Some(has(Feature::NetDevices)));
+
+    let mut linux = oci::LinuxFeature::default();
+    linux
+        .set_namespaces(Some(NAMESPACES.to_vec()))
+        .set_capabilities(Some(capabilities()))
+        .set_cgroup(Some(cgroup))
+        .set_seccomp(Some(seccomp()))
+        .set_apparmor(Some(apparmor))
+        .set_selinux(Some(selinux))
+        .set_intel_rdt(Some(intel_rdt))
+        .set_mount_extensions(Some(mount_extensions))
+        .set_net_devices(Some(net_devices));
+    linux
+}
+
+fn seccomp() -> oci::Seccomp {
+    let known = [SECCOMP_FLAGS_SUPPORTED, SECCOMP_FLAGS_INERT].concat();
+    let mut seccomp = oci::Seccomp::default();
+    seccomp
+        .set_enabled(Some(true))
+        .set_actions(Some(SECCOMP_ACTIONS.to_vec()))
+        .set_operators(Some(owned(SECCOMP_OPERATORS)))
+        .set_archs(Some(SECCOMP_ARCHS.to_vec()))
+        .set_known_flags(Some(owned(&known)))
+        .set_supported_flags(Some(owned(SECCOMP_FLAGS_SUPPORTED)));
+    seccomp
+}
+
+/// Every capability the build knows by name, in the kernel's order.
+fn capabilities() -> Vec<String> {
+    let mut all: Vec<_> = caps::all().into_iter().collect();
+    all.sort_by_key(caps::Capability::index);
+    owned(&all)
+}
+
+fn annotations() -> HashMap<String, String> {
+    let mut annotations = HashMap::from([(
+        "run.pelagos.version".to_string(),
+        env!("CARGO_PKG_VERSION").to_string(),
+    )]);
+    if let Ok(version) = libseccomp::ScmpVersion::current() {
+        annotations.insert(
+            "io.github.seccomp.libseccomp.version".into(),
+            version.to_string(),
+        );
+    }
+    annotations
+}
+
+fn owned(words: &[impl ToString]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}
+
+fn drop_unset(tree: &mut Value) {
+    if let Value::Object(members) = tree {
+        members.retain(|_, member| !member.is_null());
+        members.values_mut().for_each(drop_unset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_structure_is_what_the_specification_names() {
+        let text = features_json();
+        let tree: Value = serde_json::from_str(&text).unwrap();
+        for (at, value) in [
+            ("/ociVersionMin", "\"1.0.0\""),
+            ("/ociVersionMax", "\"1.3.0\""),
+            ("/hooks/0", "\"prestart\""),
+            ("/linux/namespaces/2", "\"mount\""),
+            ("/linux/capabilities/0", "\"CAP_CHOWN\""),
+            ("/linux/capabilities/40", "\"CAP_CHECKPOINT_RESTORE\""),
+            (
+                "/linux/cgroup",
+                r#"{"rdma":false,"systemd":false,"systemdUser":false,"v1":false,"v2":true}"#,
+            ),
+            ("/linux/seccomp/enabled", "true"),
+            ("/linux/seccomp/actions/0", "\"SCMP_ACT_ALLOW\""),
+            ("/linux/seccomp/operators/0", "\"SCMP_CMP_EQ\""),
+            ("/linux/seccomp/archs/0", "\"SCMP_ARCH_AARCH64\""),
+            (
+                "/linux/seccomp/knownFlags/3",
+                "\"SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV\"",
+            ),
+            (
+                "/linux/seccomp/supportedFlags/0",
+                "\"SECCOMP_FILTER_FLAG_LOG\"",
+            ),
+            ("/linux/apparmor", r#"{"enabled":false}"#),
+            ("/linux/selinux", r#"{"enabled":false}"#),
+            ("/linux/intelRdt", r#"{"enabled":false}"#),
+            ("/linux/mountExtensions/idmap/enabled", "false"),
+            ("/linux/netDevices/enabled", "false"),
+            (
+                "/annotations/run.pelagos.version",
+                concat!("\"", env!("CARGO_PKG_VERSION"), "\""),
+            ),
+            (
+                "/potentiallyUnsafeConfigAnnotations/1",
+                "\"org.systemd.property.\"",
+            ),
+        ] {
+            assert_eq!(
+                tree.pointer(at).map(Value::to_string).as_deref(),
+                Some(value),
+                "{at}"
+            );
+        }
+        assert!(!text.contains("null") && !text.contains("NOTIFY"));
+        assert!(
+            text.starts_with("{\n    \"annotations\": {\n        \""),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn option_words_are_sorted_and_single() {
+        assert!(MOUNT_OPTIONS.is_sorted_by(|a, b| a < b));
+        assert_eq!(MOUNT_OPTIONS.len(), 60);
+    }
+}

@@ -1,0 +1,89 @@
+//! Descriptors: the socket pair of the handshake, passing one over a socket, and closing what is left.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType};
+
+/// A connected pair of sockets that keep message borders; closed on exec.
+pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+}
+
+/// Send `data`, with the descriptors `fds` attached when there are any.
+pub(crate) fn send(socket: BorrowedFd, data: &[u8], fds: &[RawFd]) -> nix::Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let control: &[ControlMessage] = if fds.is_empty() { &[] } else { &rights };
+    socket::sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(data)], control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+}
+
+/// Receive one message into `buffer`: its length (0 at the end of the conversation) and the descriptor it carried.
+pub(crate) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut slices = [IoSliceMut::new(buffer)];
+    let message = loop {
+        match socket::recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fd = None;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel made these descriptors for this message; nobody else owns them.
+            fd = fds.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).next_back();
+        }
+    }
+    Ok((message.bytes, fd))
+}
+
+/// Mark every descriptor from `first` on as closed on exec, in one call (close_range, Linux 5.11).
+pub(crate) fn cloexec_from(first: u32) -> nix::Result<()> {
+    // SAFETY: only flags of descriptors change; none is closed while somebody owns it.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(done).map(drop)
+}
+
+/// Put a copy of `fd` at exactly the number `target`, not closed on exec.
+pub(crate) fn install(fd: BorrowedFd, target: RawFd) -> nix::Result<()> {
+    // SAFETY: dup2 onto one of the standard descriptors, which no owned type stands for.
+    Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), target) }).map(drop)
+}
+
+/// Whether `number` is an open descriptor of this process.
+pub(crate) fn is_open(number: RawFd) -> bool {
+    // SAFETY: F_GETFD reads a flag.
+    unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
+}
+
+/// Borrow one of the standard descriptors, 0 to 2, which live as long as the process.
+pub(crate) fn standard(number: RawFd) -> BorrowedFd<'static> {
+    assert!((0..=2).contains(&number), "not a standard descriptor");
+    // SAFETY: 0 to 2 are opened before main (Rust's runtime sees to it) and never closed.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// write(2) as it is: no retry, no allocation; for the sealed zone before execve.
+pub(crate) fn write_raw(fd: BorrowedFd, data: &[u8]) -> nix::Result<usize> {
+    nix::unistd::write(fd, data)
+}
+
+/// Close every descriptor from `first` on except those in `keep`, which is sorted (close_range, Linux 5.9).
+///
+/// For a process that will end by execve or `_exit`: owned descriptors among them are closed behind their owners' backs,
+/// and their destructors must not run.
+pub(crate) fn close_between(first: RawFd, keep: &[RawFd]) -> nix::Result<()> {
+    let mut from = first.cast_unsigned();
+    let close = |from: u32, to: u32| {
+        // SAFETY: as promised above, nobody uses or drops the descriptors that go.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)
+    };
+    for kept in keep.iter().map(|fd| fd.cast_unsigned()) {
+        if kept > from {
+            close(from, kept - 1)?;
+        }
+        from = from.max(kept + 1);
+    }
+    close(from, u32::MAX)
+}

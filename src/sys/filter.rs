@@ -1,0 +1,204 @@
+//! Seccomp filters: the instructions a filter is written in, and the door that loads one into the calling thread.
+//!
+//! Here because nix has neither; libseccomp's own load allocates and needs its context, whereas the sealed part of the
+//! child has only bytes. See seccomp(2) and the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
+
+use std::mem::offset_of;
+
+use nix::errno::Errno;
+
+/// The longest program the kernel takes, in instructions (`BPF_MAXINSNS`).
+pub(crate) const MAX_INSTRUCTIONS: usize = 4096;
+
+/// Bytes of one instruction (`struct sock_filter`).
+pub(crate) const INSTRUCTION_SIZE: usize = size_of::<libc::sock_filter>();
+
+/// One classic BPF instruction of a seccomp filter. Jumps count the instructions to skip and lead only forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Instruction {
+    /// Load the audit architecture of the call.
+    LoadArch,
+    /// Load the number of the call.
+    LoadNumber,
+    /// Skip `yes` instructions when the loaded value equals `value`, else `no`.
+    Equal { value: u32, yes: u8, no: u8 },
+    /// Skip `yes` instructions when the loaded value is above `value`, else `no`.
+    Above { value: u32, yes: u8, no: u8 },
+    /// Skip `yes` instructions when the loaded value is `value` or above, else `no`.
+    AtLeast { value: u32, yes: u8, no: u8 },
+    /// Skip this many instructions; the only jump that may be longer than 255.
+    Skip(u32),
+    /// Let the call fail with this errno.
+    ReturnErrno(Errno),
+    /// Let the call through.
+    ReturnAllow,
+}
+
+impl Instruction {
+    /// The instruction as the kernel reads it: `struct sock_filter` in native byte order.
+    pub(crate) fn bytes(self) -> [u8; INSTRUCTION_SIZE] {
+        use libc::{
+            BPF_ABS, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
+        };
+        let field = |offset: usize| u32::try_from(offset).expect("seccomp_data is 64 bytes long");
+        let (code, yes, no, value) = match self {
+            Self::LoadArch => {
+                let arch = offset_of!(libc::seccomp_data, arch);
+                (BPF_LD | BPF_W | BPF_ABS, 0, 0, field(arch))
+            }
+            Self::LoadNumber => {
+                let number = offset_of!(libc::seccomp_data, nr);
+                (BPF_LD | BPF_W | BPF_ABS, 0, 0, field(number))
+            }
+            Self::Equal { value, yes, no } => (BPF_JMP | BPF_JEQ | BPF_K, yes, no, value),
+            Self::Above { value, yes, no } => (BPF_JMP | BPF_JGT | BPF_K, yes, no, value),
+            Self::AtLeast { value, yes, no } => (BPF_JMP | BPF_JGE | BPF_K, yes, no, value),
+            Self::Skip(count) => (BPF_JMP | BPF_JA, 0, 0, count),
+            Self::ReturnErrno(errno) => {
+                let value = libc::SECCOMP_RET_ERRNO | (errno as i32).unsigned_abs();
+                (BPF_RET | BPF_K, 0, 0, value)
+            }
+            Self::ReturnAllow => (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        };
+        let code = u16::try_from(code).expect("operation codes of classic BPF have 16 bits");
+        let mut bytes = [0; INSTRUCTION_SIZE];
+        bytes[..2].copy_from_slice(&code.to_ne_bytes());
+        bytes[2] = yes;
+        bytes[3] = no;
+        bytes[4..].copy_from_slice(&value.to_ne_bytes());
+        bytes
+    }
+}
+
+/// Put the calling thread, and what it executes from here on, under the filter `bpf` (`struct sock_filter` items in
+/// native byte order). `flags` are `SECCOMP_FILTER_FLAG_*`. Allocates nothing.
+///
+/// The caller has no_new_privs set or CAP_SYS_ADMIN in its user namespace (else EACCES). EINVAL: not a program of 1 to
+/// 4096 whole instructions, a program the kernel's checker refuses, a flag this kernel does not know, or one whose
+/// result is more than success (TSYNC and TSYNC_ESRCH, NEW_LISTENER), which this door does not carry.
+pub(crate) fn load(bpf: &[u8], flags: u32) -> nix::Result<()> {
+    let flags = libc::c_ulong::from(flags);
+    let answering = libc::SECCOMP_FILTER_FLAG_TSYNC
+        | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH
+        | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let count = bpf.len() / INSTRUCTION_SIZE;
+    if !bpf.len().is_multiple_of(INSTRUCTION_SIZE)
+        || count > MAX_INSTRUCTIONS
+        || flags & answering != 0
+    {
+        return Err(Errno::EINVAL);
+    }
+    let program = libc::sock_fprog {
+        len: u16::try_from(count).map_err(|_| Errno::EINVAL)?,
+        filter: bpf.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: `program` names `count` whole instructions inside `bpf`, both live through the call, and the kernel only
+    // copies from them. The pointer is never followed on this side, so bytes aligned to nothing are as good as any.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::prctl::set_no_new_privs;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    use super::*;
+
+    /// A filter under which getpgid fails with EXFULL and everything else goes through.
+    fn without_getpgid() -> Vec<u8> {
+        let getpgid = u32::try_from(libc::SYS_getpgid).unwrap();
+        let program = [
+            Instruction::LoadNumber,
+            Instruction::Equal {
+                value: getpgid,
+                yes: 0,
+                no: 1,
+            },
+            Instruction::ReturnErrno(Errno::EXFULL),
+            Instruction::ReturnAllow,
+        ];
+        program.iter().flat_map(|i| i.bytes()).collect()
+    }
+
+    /// Load `bpf` in a child of its own; true when getpgid fails with EXFULL there afterwards.
+    fn filters_getpgid(bpf: &[u8], flags: u32) -> nix::Result<bool> {
+        // SAFETY: the child makes system calls only and leaves by _exit; it takes no lock another thread may hold.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let code = match set_no_new_privs().and_then(|()| load(bpf, flags)) {
+                    Ok(()) => {
+                        // SAFETY: getpgid takes no pointers.
+                        let result = unsafe { libc::getpgid(0) };
+                        let refused = result == -1 && Errno::last() == Errno::EXFULL;
+                        if refused { 0 } else { 255 }
+                    }
+                    Err(errno) => errno as i32,
+                };
+                // SAFETY: ends the child without the parent's destructors.
+                unsafe { libc::_exit(code) }
+            }
+            ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
+                WaitStatus::Exited(_, 0) => Ok(true),
+                WaitStatus::Exited(_, 255) => Ok(false),
+                WaitStatus::Exited(_, errno) => Err(Errno::from_raw(errno)),
+                other => panic!("the child ended with {other:?}"),
+            },
+        }
+    }
+
+    #[test]
+    fn a_loaded_filter_makes_a_call_fail_with_its_errno() {
+        let flags = u32::try_from(libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW).unwrap();
+        assert_eq!(filters_getpgid(&without_getpgid(), flags), Ok(true));
+    }
+
+    #[test]
+    fn a_filter_may_begin_at_any_byte() {
+        let mut shifted = vec![0; 1];
+        shifted.extend(without_getpgid());
+        assert_eq!(filters_getpgid(&shifted[1..], 0), Ok(true));
+    }
+
+    #[test]
+    fn what_is_not_a_program_is_refused() {
+        let good = without_getpgid();
+        let endless = good.repeat(MAX_INSTRUCTIONS / 4 + 1);
+        let without_return = &good[..INSTRUCTION_SIZE];
+        for bpf in [&[], &good[1..], &endless[..], without_return] {
+            assert_eq!(
+                filters_getpgid(bpf, 0),
+                Err(Errno::EINVAL),
+                "{} bytes",
+                bpf.len()
+            );
+        }
+    }
+
+    #[test]
+    fn a_flag_the_kernel_does_not_know_is_reported() {
+        assert_eq!(
+            filters_getpgid(&without_getpgid(), 1 << 31),
+            Err(Errno::EINVAL)
+        );
+    }
+
+    #[test]
+    fn flags_whose_result_would_be_lost_are_refused() {
+        for flag in [
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+        ] {
+            let flag = u32::try_from(flag).unwrap();
+            assert_eq!(load(&without_getpgid(), flag), Err(Errno::EINVAL));
+        }
+    }
+}

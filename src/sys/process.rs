@@ -1,0 +1,244 @@
+//! Processes: clone3, pidfds, capabilities and the arrays that execve takes.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+/// clone3's flag word, 64 bits wide (`CLONE_INTO_CGROUP` does not fit nix's `CloneFlags`).
+pub(crate) type CloneFlags = u64;
+
+/// A process made by [`clone3`]: its pid in the caller's pid namespace and a descriptor that stays its own.
+pub(crate) struct Cloned {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Make a process that runs `child` in a copy of this one's memory, as fork(2) does, in new namespaces as `flags` say.
+///
+/// With `cgroup` the process is born in that cgroup v2 directory (CLONE_INTO_CGROUP, Linux 5.7).
+///
+/// The closure never returns: the parent's destructors must not run twice. The caller has one thread only, so the copy
+/// holds no lock that nobody would release.
+pub(crate) fn clone3(
+    flags: CloneFlags,
+    cgroup: Option<BorrowedFd>,
+    child: impl FnOnce() -> std::convert::Infallible,
+) -> nix::Result<Cloned> {
+    let mut pidfd: c_int = -1;
+    let mut args = clone_args(flags | libc::CLONE_PIDFD as u64);
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    match fork_with(&args)? {
+        None => match child() {},
+        // SAFETY: CLONE_PIDFD stored a new descriptor there, which nobody else owns.
+        Some(pid) => Ok(Cloned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Make a copy of this process that is a child of this one's parent. None in the copy, its pid in the original.
+pub(crate) fn fork_sibling() -> nix::Result<Option<Pid>> {
+    // A sibling has its exit signal from the common parent; the kernel refuses one named here.
+    fork_with(&clone_args(libc::CLONE_PARENT as u64))
+}
+
+/// Make a copy of this process as its child. None in the copy, its pid in the original.
+pub(crate) fn fork() -> nix::Result<Option<Pid>> {
+    let mut args = clone_args(0);
+    args.exit_signal = libc::SIGCHLD as u64;
+    fork_with(&args)
+}
+
+fn clone_args(flags: CloneFlags) -> libc::clone_args {
+    // SAFETY: clone_args is plain integers, for which all zeroes is a valid value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args
+}
+
+fn fork_with(args: &libc::clone_args) -> nix::Result<Option<Pid>> {
+    debug_assert_eq!(threads(), 1, "clone from a program with several threads");
+    // SAFETY: without CLONE_VM the child has its own copy of the memory and goes on with the same stack contents, so
+    // this is fork(2); `args` and what it points to outlive the call; there is one thread, so the copy holds no lock.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<libc::clone_args>()) };
+    let pid = c_int::try_from(Errno::result(pid)?).map_err(|_| Errno::EOVERFLOW)?;
+    Ok((pid != 0).then(|| Pid::from_raw(pid)))
+}
+
+/// How many threads this process has.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
+}
+
+/// Leave at once, without running destructors or flushing what the parent buffered.
+pub(crate) fn exit_now(code: c_int) -> ! {
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// A descriptor for the process `pid` (pidfd_open, Linux 5.3).
+pub(crate) fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: no memory is passed; the descriptor that comes back is new and nobody else owns it.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0))?;
+        Ok(OwnedFd::from_raw_fd(c_int::try_from(fd).map_err(|_| Errno::EOVERFLOW)?))
+    }
+}
+
+/// Send `signal` to the process behind `pidfd` (pidfd_send_signal, Linux 5.1). Signal 0 only asks whether it lives.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd, signal: c_int) -> nix::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo asks the kernel to fill it in as kill(2) does.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
+    Errno::result(done).map(drop)
+}
+
+/// An argument or environment list as execve wants it: the strings, and the null-terminated array of their addresses.
+pub(crate) struct ExecArray {
+    pointers: Vec<*const c_char>,
+    strings: Vec<CString>,
+}
+
+impl ExecArray {
+    pub(crate) fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        Self { pointers, strings }
+    }
+
+    pub(crate) fn first(&self) -> Option<&CStr> {
+        self.strings.first().map(CString::as_c_str)
+    }
+}
+
+/// Replace this process's program. Allocates nothing; returns only the error.
+pub(crate) fn execve(path: &CStr, args: &ExecArray, env: &ExecArray) -> Errno {
+    // SAFETY: both arrays end with a null pointer, and each element points into a string that the array owns.
+    unsafe { libc::execve(path.as_ptr(), args.pointers.as_ptr(), env.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// Replace this process's program by the file behind `file` (execveat with an empty path).
+pub(crate) fn execve_fd(file: BorrowedFd, args: &ExecArray, env: &ExecArray) -> Errno {
+    // SAFETY: as for `execve`; the path is an empty literal string.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            args.pointers.as_ptr(),
+            env.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::last()
+}
+
+/// Capability sets as bit masks, bit n for capability number n.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CapSets {
+    pub(crate) effective: u64,
+    pub(crate) permitted: u64,
+    pub(crate) inheritable: u64,
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two 32 bit words a set.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// This process's capability sets (capget).
+pub(crate) fn capget() -> nix::Result<CapSets> {
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [[0u32; 3]; 2];
+    // SAFETY: version 3 makes the kernel write two structures of three words, which is what `data` holds.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let join = |set: usize| u64::from(data[1][set]) << 32 | u64::from(data[0][set]);
+    Ok(CapSets { effective: join(0), permitted: join(1), inheritable: join(2) })
+}
+
+/// Set all three of this thread's sets in one call (capset).
+pub(crate) fn capset(sets: CapSets) -> nix::Result<()> {
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let words = |shift: u32| {
+        [sets.effective, sets.permitted, sets.inheritable].map(|set| u32::try_from(set >> shift & 0xffff_ffff).unwrap_or(0))
+    };
+    let data = [words(0), words(32)];
+    // SAFETY: version 3 makes the kernel read two structures of three words, which is what `data` holds.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
+}
+
+/// Take capability number `cap` out of the bounding set for good.
+pub(crate) fn drop_bounding(cap: u8) -> nix::Result<()> {
+    // SAFETY: prctl with integers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) }).map(drop)
+}
+
+/// Raise capability number `cap` in the ambient set; it must be permitted and inheritable already.
+pub(crate) fn raise_ambient(cap: u8) -> nix::Result<()> {
+    let raise = libc::c_ulong::try_from(libc::PR_CAP_AMBIENT_RAISE).unwrap_or_default();
+    // SAFETY: prctl with integers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(cap), 0, 0) }).map(drop)
+}
+
+/// Set both limits of `resource` (an `RLIMIT_*` number) of this process.
+pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
+    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let none = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: the kernel reads one rlimit64 and, the old pointer being null, writes nothing.
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const new, none) }).map(drop)
+}
+
+/// The (soft, hard) limits of `resource` of this process.
+pub(crate) fn getrlimit(resource: u32) -> nix::Result<(u64, u64)> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let none = std::ptr::null::<libc::rlimit64>();
+    // SAFETY: the new pointer being null nothing is read; the kernel writes one rlimit64.
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut old) })?;
+    Ok((old.rlim_cur, old.rlim_max))
+}
+
+/// Set the NIS domain name of this process's UTS namespace.
+pub(crate) fn setdomainname(name: &[u8]) -> nix::Result<()> {
+    // SAFETY: pointer and length are those of one slice.
+    Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
+}
+
+/// Join a new session keyring of this name (keyctl(2)); the payload then shares none with its caller.
+pub(crate) fn join_session_keyring(name: &CStr) -> nix::Result<()> {
+    /// `KEYCTL_JOIN_SESSION_KEYRING` of linux/keyctl.h.
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    // SAFETY: the name is null-terminated and only read.
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+}
+
+/// The kind of namespace that `file` stands for, as its CLONE_NEW* flag (ioctl_ns(2)); an error for any other file.
+pub(crate) fn namespace_type(file: BorrowedFd) -> nix::Result<c_int> {
+    /// `NS_GET_NSTYPE` of linux/nsfs.h: _IO(0xb7, 3).
+    const GET_TYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument.
+    Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), GET_TYPE as _) })
+}
+
+/// Set every signal to its default action and let all of them through: what a fresh program expects.
+pub(crate) fn reset_signals() {
+    // SAFETY: sigaction and sigprocmask with zeroed, that is default, values; a signal whose action cannot be changed
+    // (KILL, STOP and those the C library keeps) answers EINVAL and stays as it is.
+    unsafe {
+        let default: libc::sigaction = std::mem::zeroed();
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
