@@ -1,6 +1,6 @@
 //! Into the namespaces.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -8,14 +8,16 @@ use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Uid, setresgid, setresuid};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Gid, Uid, chroot, fchdir, setresgid, setresuid};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use super::Given;
 use crate::handshake::Step;
 use crate::plan::namespaces::{SecondFork, clone_flag, name};
+use crate::sys::fd::{close_between, receive, send, seqpacket_pair};
 use crate::sys::net;
-use crate::sys::process::{exit_now, fork_sibling, join_session_keyring};
+use crate::sys::process::{exit_now, fork, fork_sibling, join_session_keyring};
 
 /// Join and unshare what the clone did not make.
 ///
@@ -67,16 +69,16 @@ fn become_root(given: &Given) {
 fn time(given: &Given) {
     given.check(unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)), Step::Unshare, "time");
     if !given.plan.time_offsets.is_empty() {
-        let written = open_own(given.host_proc.as_fd(), "self/timens_offsets", OFlag::O_WRONLY)
+        let written = open_own(given.host_proc(), "self/timens_offsets", OFlag::O_WRONLY)
             .and_then(|file| nix::unistd::write(&file, given.plan.time_offsets.as_bytes()));
         given.check(written, Step::TimeOffsets, given.plan.time_offsets.trim_end());
     }
-    let entered = open_own(given.host_proc.as_fd(), "self/ns/time_for_children", OFlag::O_RDONLY)
+    let entered = open_own(given.host_proc(), "self/ns/time_for_children", OFlag::O_RDONLY)
         .and_then(|file| setns(&file, CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)));
     given.check(entered, Step::JoinNamespace, "time");
 }
 
-fn open_own(proc: BorrowedFd, path: &str, flags: OFlag) -> nix::Result<std::os::fd::OwnedFd> {
+fn open_own(proc: BorrowedFd, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
     openat(proc, Path::new(path), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
 
@@ -87,6 +89,67 @@ pub(super) fn pid_namespace(given: &Given) {
         given.check(setns(namespace, CloneFlags::CLONE_NEWPID), Step::JoinNamespace, "pid");
         go_on_in_a_new_process(given);
     }
+}
+
+/// Have `make` called by a process inside a pid namespace that this one has yet to join, and take the descriptor that it
+/// makes: a mount of proc shows the processes of its maker's namespace.
+///
+/// That process can be seen from inside, so it has nothing to be found on it: the container's root, no descriptor of the
+/// host's, and as little time as it takes.
+pub(super) fn in_pid_namespace(
+    namespace: &OwnedFd,
+    root: BorrowedFd,
+    make: impl FnOnce() -> Result<OwnedFd, (Errno, String)>,
+) -> Result<OwnedFd, (Errno, String)> {
+    let plain = |errno| (errno, String::new());
+    let (ours, theirs) = seqpacket_pair().map_err(plain)?;
+    let helper = match fork().map_err(plain)? {
+        Some(helper) => helper,
+        None => help(namespace, root, &theirs, make),
+    };
+    drop(theirs);
+    let mut text = [0; 512];
+    let heard = receive(ours.as_fd(), &mut text);
+    while waitpid(helper, None) == Err(Errno::EINTR) {}
+    match heard.map_err(plain)? {
+        (_, Some(made)) => Ok(made),
+        (length @ 4.., None) => {
+            let errno = Errno::from_raw(i32::from_ne_bytes([text[0], text[1], text[2], text[3]]));
+            Err((errno, String::from_utf8_lossy(&text[4..length]).into_owned()))
+        }
+        _ => Err(plain(Errno::ECHILD)),
+    }
+}
+
+fn help(
+    namespace: &OwnedFd,
+    root: BorrowedFd,
+    answer: &OwnedFd,
+    make: impl FnOnce() -> Result<OwnedFd, (Errno, String)>,
+) -> ! {
+    let confined = fchdir(root)
+        .and_then(|()| chroot("."))
+        .and_then(|()| setns(namespace, CloneFlags::CLONE_NEWPID))
+        .and_then(|()| close_between(3, &[answer.as_raw_fd()]))
+        .and_then(|()| fork());
+    let said = match confined {
+        Ok(Some(inner)) => {
+            while waitpid(inner, None) == Err(Errno::EINTR) {}
+            exit_now(0)
+        }
+        Ok(None) => make(),
+        Err(errno) => Err((errno, String::new())),
+    };
+    // Whether it is heard or not, this process ends.
+    match said {
+        Ok(made) => send(answer.as_fd(), b"made", &[made.as_raw_fd()]).ok(),
+        Err((errno, text)) => {
+            let mut message = (errno as i32).to_ne_bytes().to_vec();
+            message.extend_from_slice(text.as_bytes().get(..500).unwrap_or(text.as_bytes()));
+            send(answer.as_fd(), &message, &[]).ok()
+        }
+    };
+    exit_now(0)
 }
 
 fn go_on_in_a_new_process(given: &Given) {

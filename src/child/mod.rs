@@ -24,7 +24,7 @@ mod privileges;
 mod rootfs;
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -48,8 +48,8 @@ pub(crate) struct Given<'a> {
     /// The namespaces to join, in the plan's order, and the pid namespace, which has its own moment.
     pub(crate) joins: Vec<OwnedFd>,
     pub(crate) pid_namespace: Option<OwnedFd>,
-    /// The host's /proc.
-    pub(crate) host_proc: OwnedFd,
+    /// The host's /proc, until the pivot.
+    pub(crate) host_proc: Option<OwnedFd>,
     /// Trees that the parent cloned: of the root, and of the mount with the same index.
     pub(crate) root_tree: Option<OwnedFd>,
     pub(crate) trees: Vec<Option<OwnedFd>>,
@@ -68,6 +68,10 @@ pub(crate) struct Given<'a> {
 }
 
 impl Given<'_> {
+    fn host_proc(&self) -> BorrowedFd<'_> {
+        self.host_proc.as_ref().expect("the host's /proc is at hand until the pivot").as_fd()
+    }
+
     /// The value, or the end of this process with the step and subject told to the parent.
     fn check<T>(&self, result: nix::Result<T>, step: Step, subject: impl AsRef<OsStr>) -> T {
         match result {
@@ -78,30 +82,32 @@ impl Given<'_> {
 }
 
 /// Become the container's process.
-pub(crate) fn main(mut given: Given) -> ! {
+pub(crate) fn main(given: &mut Given) -> ! {
     // Modes are given as they are meant; the payload's own mask comes last.
     umask(Mode::empty());
-    enter::namespaces(&given);
-    enter::kernel_objects(&given);
-    let root = mounts::attach(&mut given);
+    enter::namespaces(given);
+    enter::kernel_objects(given);
+    let root = mounts::attach(given);
     if given.stop_when_rooted {
         given.talk.rooted_and_wait();
     }
     // ORDER: after the runtime's hooks, which may make the network devices that a sysctl names.
-    mounts::sysctl(&given);
-    run_hooks(&given);
-    let null = rootfs::host_null(&given);
-    rootfs::switch(&given, &root);
-    enter::pid_namespace(&given);
-    rootfs::reopen_null(&given, &root);
-    rootfs::make_cwd(&given, &root);
-    console::open(&given, &root);
-    mounts::late_read_only(&given, &root);
+    mounts::sysctl(given);
+    run_hooks(given);
+    let null = rootfs::host_null(given);
+    given.host_proc = None;
+    given.joins.clear();
+    rootfs::switch(given, &root);
+    enter::pid_namespace(given);
+    rootfs::reopen_null(given, &root);
+    rootfs::make_cwd(given, &root);
+    console::open(given, &root);
+    mounts::late_read_only(given, &root);
     // ORDER: after everything that is made inside /proc and /sys or over them.
-    rootfs::protect_paths(&given, &root, null);
-    privileges::names(&given);
-    let program = privileges::drop(&mut given, &root);
-    last::words(&given, program)
+    rootfs::protect_paths(given, &root, null);
+    privileges::names(given);
+    let program = privileges::drop(given, &root);
+    last::words(given, program)
 }
 
 fn run_hooks(given: &Given) {

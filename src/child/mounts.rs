@@ -11,7 +11,7 @@ use nix::mount::MsFlags;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
-use super::{Given, copy_up};
+use super::{Given, copy_up, enter};
 use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::plan::devices::{LINKS, Making, Node};
@@ -91,7 +91,7 @@ fn carry_out(given: &Given, root: BorrowedFd, op: &MountOp, tree: Option<OwnedFd
         What::Remount => return remount(root, op).map_err(plain),
         What::Bind { source, reach } => bind(root, op, source, *reach, tree).map_err(plain)?,
         What::Filesystem { kind, source, parameters } => {
-            filesystem(root, op, (kind, source), parameters)?
+            filesystem(given, root, op, (kind, source), parameters)?
         }
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
@@ -130,6 +130,7 @@ fn is_directory(stat: &FileStat) -> bool {
 }
 
 fn filesystem(
+    given: &Given,
     root: BorrowedFd,
     op: &MountOp,
     (kind, source): (&CString, &CString),
@@ -148,7 +149,12 @@ fn filesystem(
     if all.iter().any(too_long_for_fsconfig) {
         return by_mount2(root, op, (kind, source), parameters, &target).map_err(plain);
     }
-    let mounted = mount::new_filesystem(kind, &all, op.at_first().set)?;
+    let mounted = match &given.pid_namespace {
+        Some(namespace) if kind.as_bytes() == b"proc" => {
+            enter::in_pid_namespace(namespace, root, || mount::new_filesystem(kind, &all, op.at_first().set))?
+        }
+        _ => mount::new_filesystem(kind, &all, op.at_first().set)?,
+    };
     if op.copy_up && !made {
         copy_up::tree(target.as_fd(), mounted.as_fd()).map_err(plain)?;
     }
@@ -320,7 +326,7 @@ fn same_node(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()
 pub(super) fn sysctl(given: &Given) {
     for (file, value) in &given.plan.sysctl {
         let path = Path::new("sys").join(file);
-        let written = open_beneath(given.host_proc.as_fd(), &path, OFlag::O_WRONLY)
+        let written = open_beneath(given.host_proc(), &path, OFlag::O_WRONLY)
             .and_then(|file| nix::unistd::write(&file, value.as_bytes()));
         given.check(written, Step::Sysctl, file);
     }

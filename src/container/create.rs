@@ -150,14 +150,11 @@ impl<'a> Draft<'a> {
             no_new_keyring: options.no_new_keyring,
             inherited_fds: inherited_fds(listen_fds, options.preserve_fds)?,
             listen_fds,
+            root: resolve_root(&bundle)?,
         };
         let plan = Plan::init(&bundle.spec, &bundle.path, &wanted, &host)?;
         for warning in bundle.warnings.iter().chain(&plan.warnings) {
             report::warn(format_args!("{warning}"));
-        }
-        let root = &plan.root.path;
-        if !root.is_dir() {
-            bail!("root.path: {}: no such directory", root.display());
         }
         let hierarchy = Hierarchy::probe()?;
         let cgroup = cgroup::path_for(plan.control.path.as_deref(), options.id.as_str(), cgroup::own)?;
@@ -212,7 +209,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Hand over what callers wait for, and write down that the container exists.
-    fn put_on_record(&self, dir: &Dir, record: &mut Record, launched: &Launched) -> Result<()> {
+    fn put_on_record(&self, dir: &Locked, record: &mut Record, launched: &Launched) -> Result<()> {
         let pid = launched.pid();
         if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
             fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()]).context("send the terminal to the console socket")?;
@@ -261,7 +258,7 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn fifos(&self, dir: &Dir) -> Result<(OwnedFd, OwnedFd)> {
+    fn fifos(&self, dir: &Locked) -> Result<(OwnedFd, OwnedFd)> {
         let maps = self.plan.maps.as_ref();
         let root = |ranges: fn(&idmap::Maps) -> &Vec<idmap::Range>| {
             maps.and_then(|maps| idmap::to_host(ranges(maps), 0))
@@ -311,7 +308,7 @@ impl<'a> Draft<'a> {
 struct Claim(Option<Locked>);
 
 impl Claim {
-    fn dir(&self) -> &Dir {
+    fn dir(&self) -> &Locked {
         self.0.as_ref().expect("the claim is there until it is kept")
     }
 
@@ -338,6 +335,17 @@ fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()>
         None => Ok(()),
         Some(fault) => Err(anyhow!("{fault}")),
     }
+}
+
+/// The root's directory with every link on the way to it resolved, as a mount's target has to be.
+fn resolve_root(bundle: &Bundle) -> Result<PathBuf> {
+    let root = bundle.spec.root().as_ref().context("root must be specified")?;
+    let path = bundle.path.join(root.path());
+    let resolved = path.canonicalize().with_context(|| format!("root.path: {}", path.display()))?;
+    if !resolved.is_dir() {
+        bail!("root.path: {}: not a directory", path.display());
+    }
+    Ok(resolved)
 }
 
 // COMPAT: runc's words for the two ways in which terminal, console socket and detaching contradict each other.

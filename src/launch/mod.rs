@@ -25,7 +25,8 @@ use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::Filter;
 use crate::report::debug;
 use crate::sys::mount::{self, Change, Reach};
-use crate::sys::process::{self, Cloned, getrlimit, namespace_type, pidfd_open, pidfd_send_signal, setrlimit};
+use crate::sys::pidfd;
+use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
 
 /// What a launch needs besides the plan.
 pub(crate) struct Request<'a> {
@@ -79,7 +80,7 @@ struct Undo {
 impl Drop for Undo {
     fn drop(&mut self) {
         if let Some(process) = self.process.take() {
-            pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL).ok();
+            pidfd::send_signal(&process.pidfd, libc::SIGKILL).ok();
             if let Some(cgroup) = &self.cgroup {
                 // Whatever it may have started besides itself.
                 cgroup.kill().ok();
@@ -166,7 +167,7 @@ pub(crate) fn launch(
         unshare: plan.namespaces.unshare,
         joins: plan.namespaces.joins.iter().map(|join| open_namespace(join.kind, &join.path)).collect::<Result<_>>()?,
         pid_namespace: plan.namespaces.pid.as_deref().map(|path| open_namespace(Kind::Pid, path)).transpose()?,
-        host_proc: open_path("/proc")?,
+        host_proc: Some(open_path("/proc")?),
         root_tree: None,
         trees: Vec::new(),
         hierarchy: hierarchy.mount_point().to_owned(),
@@ -231,7 +232,7 @@ fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepare
 
 /// A second fork: the process that goes on takes the first one's place.
 fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
-    let pidfd = pidfd_open(pid).context("open the container's process")?;
+    let pidfd = pidfd::open(pid).context("open the container's process")?;
     if let Some(first) = launched.undo.process.replace(Cloned { pid, pidfd }) {
         while waitid(Id::PIDFd(first.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
     }

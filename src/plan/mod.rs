@@ -80,6 +80,8 @@ pub(crate) struct Options {
     pub(crate) inherited_fds: u32,
     /// How many of them are sockets of the service manager's (sd_listen_fds(3)).
     pub(crate) listen_fds: u32,
+    /// The root's directory, absolute and without links.
+    pub(crate) root: PathBuf,
 }
 
 /// The whole intention for one container process.
@@ -164,7 +166,7 @@ impl Plan {
             .context("container id")?;
         Ok(Self {
             id: options.id.clone(),
-            root: root(spec, &linux, bundle, options, &namespaces)?,
+            root: root(spec, &linux, options, &namespaces)?,
             parent_clones_sources: !rootless
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
             time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
@@ -209,7 +211,6 @@ fn check_mapped(process: &Process, maps: Option<&Maps>) -> Result<()> {
 fn root(
     spec: &Spec,
     linux: &oci_spec::runtime::Linux,
-    bundle: &Path,
     options: &Options,
     namespaces: &Namespaces,
 ) -> Result<Root> {
@@ -241,7 +242,7 @@ fn root(
     };
     let kept = word.is_empty() || propagation == libc::MS_PRIVATE;
     Ok(Root {
-        path: bundle.join(root.path()),
+        path: options.root.clone(),
         read_only: root.readonly().unwrap_or(false),
         switch,
         setup,

@@ -81,23 +81,6 @@ pub(crate) fn exit_now(code: c_int) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// A descriptor for the process `pid` (pidfd_open, Linux 5.3).
-pub(crate) fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: no memory is passed; the descriptor that comes back is new and nobody else owns it.
-    unsafe {
-        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0))?;
-        Ok(OwnedFd::from_raw_fd(c_int::try_from(fd).map_err(|_| Errno::EOVERFLOW)?))
-    }
-}
-
-/// Send `signal` to the process behind `pidfd` (pidfd_send_signal, Linux 5.1). Signal 0 only asks whether it lives.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd, signal: c_int) -> nix::Result<()> {
-    let none = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null siginfo asks the kernel to fill it in as kill(2) does.
-    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
-    Errno::result(done).map(drop)
-}
-
 /// An argument or environment list as execve wants it: the strings, and the null-terminated array of their addresses.
 pub(crate) struct ExecArray {
     pointers: Vec<*const c_char>,
