@@ -141,7 +141,7 @@ fn a_group_that_is_in_use_is_refused() {
     let first = asking(&["await:/go"], |_| {});
     first.up();
     let second = asking(&[], |c| {
-        c["linux"]["cgroupsPath"] = json!(format!("/{}", first.id))
+        c["linux"]["cgroupsPath"] = json!(format!("/{}", first.id));
     });
     let outcome = second.run();
     if runtime().is("pelagos") {
@@ -207,7 +207,7 @@ fn contradictory_memory_limits_are_refused() {
     requires!(root, controller "memory");
     refused(
         &asking(&[], |c| {
-            resources(c, &json!({ "memory": { "swap": 1 << 26 } }))
+            resources(c, &json!({ "memory": { "swap": 1 << 26 } }));
         }),
         "unable to set swap limit without memory limit",
     );
@@ -326,7 +326,7 @@ fn limits_of_processes_are_written() {
 fn more_processes_than_allowed_are_refused() {
     requires!(root, controller "pids");
     let seen = ask(&["fork:50"], |c| {
-        resources(c, &json!({ "pids": { "limit": 10 } }))
+        resources(c, &json!({ "pids": { "limit": 10 } }));
     });
     let answer = &seen["answers"]["fork:50"];
     assert_eq!(answer["stopped"], "EAGAIN");

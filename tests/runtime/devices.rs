@@ -183,7 +183,7 @@ fn a_device_of_no_known_type_is_refused() {
             devices(
                 c,
                 &json!([{ "path": "/dev/x", "type": "z", "major": 1, "minor": 3 }]),
-            )
+            );
         }),
         "device",
     );

@@ -122,7 +122,7 @@ fn a_passwd_that_points_out_of_the_root_is_read_inside_it() {
     requires!(root);
     differs!("crun", "no HOME is set for an id that passwd does not know");
     let bundle = asking(&[], |c| {
-        c["process"]["user"] = json!({ "uid": 77, "gid": 0 })
+        c["process"]["user"] = json!({ "uid": 77, "gid": 0 });
     });
     let outside = bundle.beside("passwd");
     fs::write(&outside, "evil:x:77:77::/from/the/host:/bin/sh\n").unwrap();
@@ -681,12 +681,12 @@ fn the_personality_is_set() {
     requires!(container);
     differs!("runc", "since 1.2");
     let seen = ask(&[], |c| {
-        c["linux"]["personality"] = json!({ "domain": "LINUX32" })
+        c["linux"]["personality"] = json!({ "domain": "LINUX32" });
     });
     assert_eq!(seen["personality"], 8);
     refused(
         &asking(&[], |c| {
-            c["linux"]["personality"] = json!({ "domain": "HURD" })
+            c["linux"]["personality"] = json!({ "domain": "HURD" });
         }),
         "personality",
     );
@@ -704,7 +704,7 @@ fn the_scheduler_is_set() {
     assert_eq!(seen["nice"], 5);
     refused(
         &asking(&[], |c| {
-            c["process"]["scheduler"] = json!({ "policy": "SCHED_WHENEVER" })
+            c["process"]["scheduler"] = json!({ "policy": "SCHED_WHENEVER" });
         }),
         "SCHED_WHENEVER",
     );
@@ -742,7 +742,7 @@ fn the_hosts_null_device_keeps_its_owner() {
     requires!(root);
     let before = fs::metadata("/dev/null").unwrap();
     ask(&[], |c| {
-        c["process"]["user"] = json!({ "uid": 1000, "gid": 1000 })
+        c["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
     });
     let after = fs::metadata("/dev/null").unwrap();
     assert_eq!(

@@ -181,7 +181,7 @@ fn a_rootless_container_goes_through_its_life() {
 fn what_a_rootless_container_makes_belongs_to_the_user() {
     requires_user!();
     let rootless = Rootless::new(&["create:/tmp/made"], |c| {
-        c["root"]["readonly"] = json!(false)
+        c["root"]["readonly"] = json!(false);
     });
     assert_eq!(rootless.see().ok("create:/tmp/made"), true);
     let made = fs::metadata(rootless.0.rootfs("tmp/made")).unwrap();
@@ -297,7 +297,7 @@ fn limits_without_the_right_to_set_them_are_refused() {
         return;
     }
     let rootless = Rootless::new(&[], |c| {
-        c["linux"]["resources"] = json!({ "pids": { "limit": 10 } })
+        c["linux"]["resources"] = json!({ "pids": { "limit": 10 } });
     });
     let outcome = rootless.run();
     if runtime().is("pelagos") {

@@ -88,7 +88,7 @@ fn a_logged_call_goes_through() {
     requires!(container);
     let question = call(libc::SYS_umask, &[0]);
     let seen = ask(&[&question], |c| {
-        filter(c, &rule(&["umask"], "SCMP_ACT_LOG"))
+        filter(c, &rule(&["umask"], "SCMP_ACT_LOG"));
     });
     assert_eq!(seen.ok(&question), 0o22);
     assert_eq!(seen["seccomp"], 2);
@@ -99,7 +99,7 @@ fn a_traced_call_without_a_tracer_does_not_exist() {
     requires!(container);
     let question = call(libc::SYS_umask, &[0]);
     let seen = ask(&[&question], |c| {
-        filter(c, &rule(&["umask"], "SCMP_ACT_TRACE"))
+        filter(c, &rule(&["umask"], "SCMP_ACT_TRACE"));
     });
     assert_eq!(seen.errno(&question), "ENOSYS");
 }
