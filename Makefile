@@ -47,7 +47,7 @@ lint: ## rustfmt, clippy, and where they are installed shellcheck and cargo-deny
 bench: ## one table: start, state and memory beside crun, runc and the kernel's floor
 	hack/setup build bench
 	$(MAKE) --no-print-directory build
-	hack/in-cgroup2 hack/bench
+	PELAGOS='$(abspath $(BIN))' hack/bench
 
 man: build ## manual pages, in target/man
 	rm -rf $(TARGET_DIR)/man && mkdir -p $(TARGET_DIR)/man
