@@ -42,7 +42,7 @@ lint: ## rustfmt, clippy, and where they are installed shellcheck and cargo-deny
 	$(CARGO) fmt --check
 	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	hack/lint-scripts
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --config .deny.toml --offline check bans licenses sources; fi
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; fi
 
 bench: ## one table: start, state and memory beside crun, runc and the kernel's floor
 	hack/setup build bench
