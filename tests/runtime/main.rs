@@ -1,1 +1,26 @@
+//! Black-box tests of the runtime. One binary: it is linked once, and can be copied to another machine.
 
+#[path = "../probe/mod.rs"]
+mod probe;
+#[path = "../support/mod.rs"]
+#[macro_use]
+mod support;
+
+mod inside;
+
+mod cgroup;
+mod cli;
+mod concurrency;
+mod console;
+mod devices;
+mod errors;
+mod faults;
+mod hooks;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+mod process;
+mod rootfs;
+mod rootless;
+mod seccomp;
+mod security;

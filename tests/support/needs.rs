@@ -1,0 +1,183 @@
+//! What a test may need from the machine, and what happens when it is not there.
+
+use std::cell::Cell;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::runtime::runtime;
+
+/// Where every runtime expects the hierarchy.
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// One line per skip that is expected: environment, need, test (or `*`).
+const EXPECTED: &str = include_str!("../skips");
+
+pub(crate) fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The caller is root, on a machine whose root may mount and make control groups.
+pub(crate) fn root() -> Result<(), String> {
+    if !is_root() {
+        return Err("not root".into());
+    }
+    cgroup2()
+}
+
+/// The caller is an ordinary user who may make user namespaces.
+pub(crate) fn rootless() -> Result<(), String> {
+    if is_root() {
+        return Err("root, and the test is about an unprivileged user".into());
+    }
+    container()
+}
+
+/// Containers can be made at all: as root with a cgroup2 hierarchy, or in a user namespace.
+pub(crate) fn container() -> Result<(), String> {
+    cgroup2()?;
+    if is_root() {
+        return Ok(());
+    }
+    let tried = std::process::Command::new("unshare")
+        .args(["--user", "--map-root-user", "true"])
+        .output();
+    match tried {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => Err(format!(
+            "no user namespaces here: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        )),
+        Err(e) => Err(format!("unshare(1): {e}")),
+    }
+}
+
+/// `/sys/fs/cgroup` is a plain cgroup2 mount; as root it is made so for this thread.
+pub(crate) fn cgroup2() -> Result<(), String> {
+    if is_root() {
+        private_mounts()?;
+    }
+    if is_cgroup2() {
+        Ok(())
+    } else {
+        Err(format!("{CGROUPS} is not a cgroup2 mount"))
+    }
+}
+
+/// The named controller can be handed to a container.
+pub(crate) fn controller(name: &str) -> Result<(), String> {
+    cgroup2()?;
+    let all = std::fs::read_to_string(format!("{CGROUPS}/cgroup.controllers")).unwrap_or_default();
+    if all.split_whitespace().any(|c| c == name) {
+        Ok(())
+    } else {
+        Err(format!("no {name} controller in cgroup v2"))
+    }
+}
+
+/// The named program is in `$PATH`.
+pub(crate) fn command(name: &str) -> Result<(), String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|dir| dir.join(name).is_file()) {
+        Ok(())
+    } else {
+        Err(format!("{name} is not in $PATH"))
+    }
+}
+
+/// The runtime under test can attach a device program: pelagos and runc always, crun only where it may raise its
+/// memlock limit.
+pub(crate) fn device_rules() -> Result<(), String> {
+    if !is_root() {
+        return Err("device rules need root".into());
+    }
+    if runtime().is("crun") && !has_capability(24) {
+        return Err("this crun needs CAP_SYS_RESOURCE to load a device program".into());
+    }
+    Ok(())
+}
+
+/// Whether capability number `bit` is effective.
+pub(crate) fn has_capability(bit: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status
+        .lines()
+        .find_map(|l| l.strip_prefix("CapEff:"))
+        .unwrap_or("0");
+    u64::from_str_radix(set.trim(), 16).unwrap_or(0) >> bit & 1 == 1
+}
+
+/// Say that `test` was skipped; where `PELAGOS_SKIPS=deny`, only the skips that `tests/skips` expects in
+/// `PELAGOS_ENV` may happen.
+#[expect(clippy::print_stderr, reason = "a skip is loud")]
+pub(crate) fn skip(test: &str, need: &str, reason: &str) {
+    let test = test_name(test);
+    eprintln!("skip: {test}: {reason}");
+    if std::env::var("PELAGOS_SKIPS").as_deref() == Ok("deny") {
+        let environment = std::env::var("PELAGOS_ENV").unwrap_or_default();
+        let expected = EXPECTED
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .any(|line| {
+                let words: Vec<_> = line.split_whitespace().collect();
+                words.len() >= 3
+                    && words[0] == environment
+                    && words[1] == need
+                    && (words[2] == "*" || words[2] == test)
+            });
+        assert!(
+            expected,
+            "tests/skips does not expect `{environment} {need} {test}`: {reason}"
+        );
+    }
+}
+
+/// Say that `test` is not for the runtime under test.
+#[expect(clippy::print_stderr, reason = "a skip is loud")]
+pub(crate) fn differs(test: &str, kind: &str, reason: &str) {
+    eprintln!("differs: {}: {kind}: {reason}", test_name(test));
+}
+
+/// `runtime::lifecycle::a_sentence::here` → `lifecycle::a_sentence`.
+fn test_name(type_name: &str) -> &str {
+    let name = type_name.strip_suffix("::here").unwrap_or(type_name);
+    name.split_once("::").map_or(name, |(_, rest)| rest)
+}
+
+fn is_cgroup2() -> bool {
+    statfs(CGROUPS).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+thread_local! {
+    static PRIVATE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Give this thread, and what it starts, a mount namespace of its own with cgroup2 on `/sys/fs/cgroup`.
+///
+/// A mount namespace belongs to a thread, so tests neither see each other's mounts nor touch the machine's, and a
+/// mount that a test leaves behind can be told from every other.
+fn private_mounts() -> Result<(), String> {
+    if PRIVATE.get() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|e| format!("no mount namespace of one's own: {e}"))?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)
+        .map_err(|e| format!("private mounts: {e}"))?;
+    if !is_cgroup2() {
+        // Refused where nothing is mounted there, which is as good.
+        umount2(CGROUPS, MntFlags::MNT_DETACH).ok();
+        mount(
+            Some("none"),
+            CGROUPS,
+            Some("cgroup2"),
+            MsFlags::empty(),
+            none,
+        )
+        .map_err(|e| format!("mount cgroup2 on {CGROUPS}: {e}"))?;
+    }
+    PRIVATE.set(true);
+    Ok(())
+}
