@@ -75,7 +75,7 @@ impl Verb for Create {
     fn run(self, global: &Global) -> Result<u8> {
         self.common
             .options(global, &self.arguments)
-            .and_then(container::create)
+            .and_then(|options| container::create(&options))
             .with_context(|| format!("{} create failed", global.program))?;
         Ok(0)
     }

@@ -38,7 +38,7 @@ impl Verb for Run {
         self.common
             .options(global, &self.arguments)
             .and_then(|create| {
-                container::run(RunOptions {
+                container::run(&RunOptions {
                     create,
                     detach,
                     keep,
