@@ -123,7 +123,13 @@ pub(crate) fn pair() -> nix::Result<(ParentEnd, ChildEnd)> {
     Ok((ParentEnd(parent), ChildEnd(child)))
 }
 
-fn encode(kind: Kind, step: u8, number: i32, text: &[u8], buffer: &mut [u8; HEADER + TEXT]) -> usize {
+fn encode(
+    kind: Kind,
+    step: u8,
+    number: i32,
+    text: &[u8],
+    buffer: &mut [u8; HEADER + TEXT],
+) -> usize {
     let text = &text[..text.len().min(TEXT)];
     buffer[0] = kind as u8;
     buffer[1] = step;
@@ -167,7 +173,8 @@ impl ParentEnd {
             Err(Errno::ECONNRESET) => (0, None),
             other => other?,
         };
-        let text = String::from_utf8_lossy(buffer.get(HEADER..length).unwrap_or_default()).into_owned();
+        let text =
+            String::from_utf8_lossy(buffer.get(HEADER..length).unwrap_or_default()).into_owned();
         let number = i32::from_ne_bytes([buffer[4], buffer[5], buffer[6], buffer[7]]);
         let kind = buffer[0];
         Ok(match fd {
@@ -178,7 +185,11 @@ impl ParentEnd {
             _ if kind == Kind::Ready as u8 => Heard::Ready,
             _ if kind == Kind::Failed as u8 => {
                 let step = *STEPS.get(usize::from(buffer[1])).ok_or(Errno::EPROTO)?;
-                Heard::Failed(Failure { step, errno: Errno::from_raw(number), subject: text })
+                Heard::Failed(Failure {
+                    step,
+                    errno: Errno::from_raw(number),
+                    subject: text,
+                })
             }
             _ => return Err(Errno::EPROTO),
         })
@@ -189,7 +200,9 @@ impl ParentEnd {
         let mut buffer = [0; TEXT];
         match fd::receive(self.0.as_fd(), &mut buffer) {
             Ok((0, _)) | Err(Errno::ECONNRESET) => Ok(None),
-            Ok((length, _)) => Ok(Some(String::from_utf8_lossy(&buffer[..length]).into_owned())),
+            Ok((length, _)) => Ok(Some(
+                String::from_utf8_lossy(&buffer[..length]).into_owned(),
+            )),
             Err(errno) => Err(errno),
         }
     }
@@ -284,7 +297,13 @@ mod tests {
     #[test]
     fn a_subject_that_is_too_long_is_cut() {
         let mut buffer = [0; HEADER + TEXT];
-        let length = encode(Kind::Failed, Step::Mount as u8, 2, &[b'x'; 9000], &mut buffer);
+        let length = encode(
+            Kind::Failed,
+            Step::Mount as u8,
+            2,
+            &[b'x'; 9000],
+            &mut buffer,
+        );
         assert_eq!(length, HEADER + TEXT);
     }
 }

@@ -21,7 +21,11 @@ pub(crate) struct Range {
 
 impl From<&LinuxIdMapping> for Range {
     fn from(mapping: &LinuxIdMapping) -> Self {
-        Self { container: mapping.container_id(), host: mapping.host_id(), length: mapping.size() }
+        Self {
+            container: mapping.container_id(),
+            host: mapping.host_id(),
+            length: mapping.size(),
+        }
     }
 }
 
@@ -34,15 +38,25 @@ pub(crate) struct Maps {
 
 /// The host's id for `id` inside, when it is mapped.
 pub(crate) fn to_host(ranges: &[Range], id: u32) -> Option<u32> {
-    let range = ranges.iter().find(|range| id >= range.container && id - range.container < range.length)?;
+    let range = ranges
+        .iter()
+        .find(|range| id >= range.container && id - range.container < range.length)?;
     range.host.checked_add(id - range.container)
 }
 
 fn text(ranges: &[Range]) -> String {
-    ranges.iter().fold(String::new(), |mut text, Range { container, host, length }| {
-        writeln!(text, "{container} {host} {length}").expect("writing to a string");
-        text
-    })
+    ranges.iter().fold(
+        String::new(),
+        |mut text,
+         Range {
+             container,
+             host,
+             length,
+         }| {
+            writeln!(text, "{container} {host} {length}").expect("writing to a string");
+            text
+        },
+    )
 }
 
 impl Maps {
@@ -59,7 +73,8 @@ impl Maps {
         let alone = !Uid::effective().is_root()
             && matches!(*self.gids, [Range { host, length: 1, .. }] if host == Gid::effective().as_raw());
         if alone {
-            put(pid, "setgroups", "deny").with_context(|| format!("deny setgroups for process {pid}"))?;
+            put(pid, "setgroups", "deny")
+                .with_context(|| format!("deny setgroups for process {pid}"))?;
         }
         write_one(pid, "gid_map", "newgidmap", &self.gids)
     }
@@ -69,28 +84,40 @@ fn write_one(pid: Pid, file: &str, tool: &str, ranges: &[Range]) -> Result<()> {
     match put(pid, file, &text(ranges)) {
         Ok(()) => Ok(()),
         Err(Errno::EPERM) => run_tool(tool, pid, ranges),
-        Err(errno) => Err(errno).with_context(|| format!("write {file} of process {pid}: {}", text(ranges).trim_end())),
+        Err(errno) => Err(errno)
+            .with_context(|| format!("write {file} of process {pid}: {}", text(ranges).trim_end())),
     }
 }
 
 fn put(pid: Pid, file: &str, content: &str) -> nix::Result<()> {
     let path = format!("/proc/{pid}/{file}");
-    let file = open(Path::new(&path), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let file = open(
+        Path::new(&path),
+        OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
     // One write: the kernel takes a map only whole.
     nix::unistd::write(&file, content.as_bytes()).map(drop)
 }
 
 fn run_tool(tool: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
-    let numbers = ranges.iter().flat_map(|range| [range.container, range.host, range.length]);
+    let numbers = ranges
+        .iter()
+        .flat_map(|range| [range.container, range.host, range.length]);
     let done = Command::new(tool)
         .arg(pid.to_string())
         .args(numbers.map(|number| number.to_string()))
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("run {tool}, which maps ids for an unprivileged caller (package uidmap)"))?;
+        .with_context(|| {
+            format!("run {tool}, which maps ids for an unprivileged caller (package uidmap)")
+        })?;
     if !done.status.success() {
         let said = String::from_utf8_lossy(&done.stderr);
-        bail!("{tool}: {} (are the ids in /etc/subuid and /etc/subgid?)", said.trim_end());
+        bail!(
+            "{tool}: {} (are the ids in /etc/subuid and /etc/subgid?)",
+            said.trim_end()
+        );
     }
     Ok(())
 }
@@ -101,16 +128,42 @@ mod tests {
 
     #[test]
     fn an_id_is_found_in_the_range_that_holds_it() {
-        let ranges =
-            [Range { container: 0, host: 1000, length: 1 }, Range { container: 1, host: 100_000, length: 10 }];
-        for (inside, outside) in [(0, Some(1000)), (1, Some(100_000)), (10, Some(100_009)), (11, None)] {
+        let ranges = [
+            Range {
+                container: 0,
+                host: 1000,
+                length: 1,
+            },
+            Range {
+                container: 1,
+                host: 100_000,
+                length: 10,
+            },
+        ];
+        for (inside, outside) in [
+            (0, Some(1000)),
+            (1, Some(100_000)),
+            (10, Some(100_009)),
+            (11, None),
+        ] {
             assert_eq!(to_host(&ranges, inside), outside, "{inside}");
         }
     }
 
     #[test]
     fn the_text_of_a_map_has_one_line_a_range() {
-        let ranges = [Range { container: 0, host: 5, length: 1 }, Range { container: 1, host: 9, length: 2 }];
+        let ranges = [
+            Range {
+                container: 0,
+                host: 5,
+                length: 1,
+            },
+            Range {
+                container: 1,
+                host: 9,
+                length: 2,
+            },
+        ];
         assert_eq!(text(&ranges), "0 5 1\n1 9 2\n");
     }
 }

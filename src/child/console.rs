@@ -25,8 +25,14 @@ const DEVPTS: u64 = 0x1cd1;
 // ORDER: after the pivot, so that the devpts is the container's; before the capabilities go.
 pub(super) fn open(given: &Given, root: &OwnedFd) {
     given.check(setsid().map(drop), Step::Console, "setsid");
-    let Some(terminal) = given.plan.process.terminal else { return };
-    given.check(attach(given, root, terminal), Step::Console, "/dev/pts/ptmx");
+    let Some(terminal) = given.plan.process.terminal else {
+        return;
+    };
+    given.check(
+        attach(given, root, terminal),
+        Step::Console,
+        "/dev/pts/ptmx",
+    );
 }
 
 fn attach(given: &Given, root: &OwnedFd, terminal: Terminal) -> nix::Result<()> {
@@ -49,20 +55,36 @@ fn attach(given: &Given, root: &OwnedFd, terminal: Terminal) -> nix::Result<()> 
 
 /// The multiplexer of the container's devpts, verified to be one.
 fn open_master(root: &OwnedFd) -> nix::Result<OwnedFd> {
-    let master = open_in_root(root.as_fd(), Path::new("dev/pts/ptmx"), OFlag::O_RDWR | OFlag::O_NOCTTY)?;
+    let master = open_in_root(
+        root.as_fd(),
+        Path::new("dev/pts/ptmx"),
+        OFlag::O_RDWR | OFlag::O_NOCTTY,
+    )?;
     let stat = fstat(&master)?;
     let kind = fstatfs(&master)?.filesystem_type().0;
     let real = file_type(&stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(5, 2);
-    if real && u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS) { Ok(master) } else { Err(Errno::ENODEV) }
+    if real && u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS) {
+        Ok(master)
+    } else {
+        Err(Errno::ENODEV)
+    }
 }
 
 /// The slave's node over /dev/console, where programs look for the system's console.
 fn bind_console(root: &OwnedFd, number: u32) -> nix::Result<()> {
-    let dev = open_in_root(root.as_fd(), Path::new("dev"), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let dev = open_in_root(
+        root.as_fd(),
+        Path::new("dev"),
+        OFlag::O_PATH | OFlag::O_DIRECTORY,
+    )?;
     let target = rootfs::plain_file(dev.as_fd(), "console")?;
     let mut name = String::from("dev/pts/");
     name.push_str(&number.to_string());
-    let node = open_in_root(root.as_fd(), Path::new(&name), OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+    let node = open_in_root(
+        root.as_fd(),
+        Path::new(&name),
+        OFlag::O_PATH | OFlag::O_NOFOLLOW,
+    )?;
     let kind = fstatfs(&node)?.filesystem_type().0;
     if !u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS) {
         return Err(Errno::ENODEV);

@@ -7,7 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat, mknodat,
+};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
 use crate::sys::path::file_type;
@@ -36,28 +38,53 @@ fn copy(from: BorrowedFd, to: BorrowedFd, name: &OsStr) -> nix::Result<()> {
             tree(inner(from)?.as_fd(), inner(to)?.as_fd())?;
         }
         SFlag::S_IFREG => {
-            let source = openat(from, name, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+            let source = openat(
+                from,
+                name,
+                OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?;
             // The name may stand for another file by now; a device or a fifo is not read.
             if file_type(&fstat(&source)?) != SFlag::S_IFREG {
                 return Err(Errno::EINVAL);
             }
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
-            content(&source, &openat(to, name, flags, Mode::from_bits_truncate(0o600))?)?;
+            content(
+                &source,
+                &openat(to, name, flags, Mode::from_bits_truncate(0o600))?,
+            )?;
         }
         SFlag::S_IFLNK => {
             symlinkat(readlinkat(from, name)?.as_os_str(), to, name)?;
             return own(to, name, &stat);
         }
-        kind => mknodat(to, name, kind, Mode::from_bits_truncate(0o600), stat.st_rdev)?,
+        kind => mknodat(
+            to,
+            name,
+            kind,
+            Mode::from_bits_truncate(0o600),
+            stat.st_rdev,
+        )?,
     }
     own(to, name, &stat)?;
     // ORDER: after the owner, whose change clears set-id bits.
-    fchmodat(to, name, Mode::from_bits_truncate(stat.st_mode), FchmodatFlags::FollowSymlink)
+    fchmodat(
+        to,
+        name,
+        Mode::from_bits_truncate(stat.st_mode),
+        FchmodatFlags::FollowSymlink,
+    )
 }
 
 fn own(directory: BorrowedFd, name: &OsStr, stat: &FileStat) -> nix::Result<()> {
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    fchownat(directory, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+    fchownat(
+        directory,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
 }
 
 fn content(source: &OwnedFd, target: &OwnedFd) -> nix::Result<()> {

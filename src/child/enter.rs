@@ -33,7 +33,11 @@ pub(super) fn namespaces(given: &Given) {
     // first setns, which brings the process into view.
     prctl::set_dumpable(false).ok();
     for (join, file) in namespaces.joins.iter().zip(&given.joins) {
-        given.check(setns(file, clone_flag(join.kind)), Step::JoinNamespace, name(join.kind));
+        given.check(
+            setns(file, clone_flag(join.kind)),
+            Step::JoinNamespace,
+            name(join.kind),
+        );
         if join.kind == Kind::User {
             become_root(given);
         }
@@ -67,26 +71,47 @@ fn become_root(given: &Given) {
 
 /// A time namespace is entered only by a later child or by setns, and its offsets freeze with the first process in it.
 fn time(given: &Given) {
-    given.check(unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)), Step::Unshare, "time");
+    given.check(
+        unshare(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)),
+        Step::Unshare,
+        "time",
+    );
     if !given.plan.time_offsets.is_empty() {
         let written = open_own(given.host_proc(), "self/timens_offsets", OFlag::O_WRONLY)
             .and_then(|file| nix::unistd::write(&file, given.plan.time_offsets.as_bytes()));
-        given.check(written, Step::TimeOffsets, given.plan.time_offsets.trim_end());
+        given.check(
+            written,
+            Step::TimeOffsets,
+            given.plan.time_offsets.trim_end(),
+        );
     }
-    let entered = open_own(given.host_proc(), "self/ns/time_for_children", OFlag::O_RDONLY)
-        .and_then(|file| setns(&file, CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)));
+    let entered = open_own(
+        given.host_proc(),
+        "self/ns/time_for_children",
+        OFlag::O_RDONLY,
+    )
+    .and_then(|file| setns(&file, CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)));
     given.check(entered, Step::JoinNamespace, "time");
 }
 
 fn open_own(proc: BorrowedFd, path: &str, flags: OFlag) -> nix::Result<OwnedFd> {
-    openat(proc, Path::new(path), flags | OFlag::O_CLOEXEC, Mode::empty())
+    openat(
+        proc,
+        Path::new(path),
+        flags | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// Enter a pid namespace by path: the process that goes on is born in it.
 // ORDER: after the pivot. A process that shows in the container's pid namespace must not hold the host's tree.
 pub(super) fn pid_namespace(given: &Given) {
     if let Some(namespace) = &given.pid_namespace {
-        given.check(setns(namespace, CloneFlags::CLONE_NEWPID), Step::JoinNamespace, "pid");
+        given.check(
+            setns(namespace, CloneFlags::CLONE_NEWPID),
+            Step::JoinNamespace,
+            "pid",
+        );
         go_on_in_a_new_process(given);
     }
 }
@@ -115,7 +140,10 @@ pub(super) fn in_pid_namespace(
         (_, Some(made)) => Ok(made),
         (length @ 4.., None) => {
             let errno = Errno::from_raw(i32::from_ne_bytes([text[0], text[1], text[2], text[3]]));
-            Err((errno, String::from_utf8_lossy(&text[4..length]).into_owned()))
+            Err((
+                errno,
+                String::from_utf8_lossy(&text[4..length]).into_owned(),
+            ))
         }
         _ => Err(plain(Errno::ECHILD)),
     }

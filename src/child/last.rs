@@ -20,7 +20,10 @@ pub(super) fn words(given: &Given, program: Program) -> ! {
         None => (given.talk.as_fd(), given.talk.as_fd()),
     };
     wait_for(go);
-    let mut text = Text { bytes: [0; 4096], length: 0 };
+    let mut text = Text {
+        bytes: [0; 4096],
+        length: 0,
+    };
     for hook in &given.start_container {
         if let Err(failure) = hook.run(&program.state) {
             text.length = failure.render(&mut text.bytes);

@@ -69,7 +69,10 @@ pub(crate) struct Given<'a> {
 
 impl Given<'_> {
     fn host_proc(&self) -> BorrowedFd<'_> {
-        self.host_proc.as_ref().expect("the host's /proc is at hand until the pivot").as_fd()
+        self.host_proc
+            .as_ref()
+            .expect("the host's /proc is at hand until the pivot")
+            .as_fd()
     }
 
     /// The value, or the end of this process with the step and subject told to the parent.
@@ -119,7 +122,9 @@ fn run_hooks(given: &Given) {
         if let Err(failure) = hook.run(&state) {
             let mut text = [0; 4096];
             let length = failure.render(&mut text);
-            given.talk.fail(Step::Hook, Errno::UnknownErrno, &text[..length]);
+            given
+                .talk
+                .fail(Step::Hook, Errno::UnknownErrno, &text[..length]);
         }
     }
 }

@@ -50,18 +50,34 @@ fn attach_root(given: &mut Given) -> OwnedFd {
     let root = &plan.root;
     if root.switch == Switch::Chroot {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        return given.check(open(&root.path, flags, Mode::empty()), Step::Root, &root.path);
+        return given.check(
+            open(&root.path, flags, Mode::empty()),
+            Step::Root,
+            &root.path,
+        );
     }
     let (reach, change) = root.setup;
-    given.check(mount::change_path(c"/", reach, change), Step::Propagation, "/");
+    given.check(
+        mount::change_path(c"/", reach, change),
+        Step::Propagation,
+        "/",
+    );
     if root.shared() {
         // pivot_root refuses a root whose parent mount is shared, and a mount made there would reach the host.
         given.check(private_parent(&root.path), Step::Propagation, &root.path);
     }
-    let path = given.check(c_path(&root.path).map_err(|_| Errno::EINVAL), Step::Root, &root.path);
+    let path = given.check(
+        c_path(&root.path).map_err(|_| Errno::EINVAL),
+        Step::Root,
+        &root.path,
+    );
     let tree = match given.root_tree.take() {
         Some(tree) => tree,
-        None => given.check(mount::clone_tree(AT_FDCWD, &path, Reach::Tree), Step::Root, &root.path),
+        None => given.check(
+            mount::clone_tree(AT_FDCWD, &path, Reach::Tree),
+            Step::Root,
+            &root.path,
+        ),
     };
     // Hooks look for the container's tree at the bundle's path. A user namespace may not reach it there; over `/` the
     // tree is as good, since nothing is looked up below it by path.
@@ -86,13 +102,20 @@ fn private_parent(path: &Path) -> nix::Result<()> {
     Err(Errno::EINVAL)
 }
 
-fn carry_out(given: &Given, root: BorrowedFd, op: &MountOp, tree: Option<OwnedFd>) -> Result<(), Refused> {
+fn carry_out(
+    given: &Given,
+    root: BorrowedFd,
+    op: &MountOp,
+    tree: Option<OwnedFd>,
+) -> Result<(), Refused> {
     let mounted = match &op.what {
         What::Remount => return remount(root, op).map_err(plain),
         What::Bind { source, reach } => bind(root, op, source, *reach, tree).map_err(plain)?,
-        What::Filesystem { kind, source, parameters } => {
-            filesystem(given, root, op, (kind, source), parameters)?
-        }
+        What::Filesystem {
+            kind,
+            source,
+            parameters,
+        } => filesystem(given, root, op, (kind, source), parameters)?,
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
     finish(mounted.as_fd(), op).map_err(plain)
@@ -103,7 +126,9 @@ fn finish(mounted: BorrowedFd, op: &MountOp) -> nix::Result<()> {
     if !op.recursive.is_none() {
         mount::change(mounted, Reach::Tree, op.recursive)?;
     }
-    op.propagation.iter().try_for_each(|(reach, change)| mount::change(mounted, *reach, *change))
+    op.propagation
+        .iter()
+        .try_for_each(|(reach, change)| mount::change(mounted, *reach, *change))
 }
 
 fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
@@ -114,12 +139,22 @@ fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
     finish(target.as_fd(), op)
 }
 
-fn bind(root: BorrowedFd, op: &MountOp, source: &Path, reach: Reach, tree: Option<OwnedFd>) -> nix::Result<OwnedFd> {
+fn bind(
+    root: BorrowedFd,
+    op: &MountOp,
+    source: &Path,
+    reach: Reach,
+    tree: Option<OwnedFd>,
+) -> nix::Result<OwnedFd> {
     let tree = match tree {
         Some(tree) => tree,
         None => mount::bind(source, reach, op.at_first())?,
     };
-    let kind = if is_directory(&fstat(&tree)?) { Kind::Directory } else { Kind::File };
+    let kind = if is_directory(&fstat(&tree)?) {
+        Kind::Directory
+    } else {
+        Kind::File
+    };
     let (target, _) = ensure(root, &op.untrusted_target, kind)?;
     mount::attach(tree.as_fd(), target.as_fd())?;
     Ok(tree)
@@ -137,13 +172,24 @@ fn filesystem(
     parameters: &[Parameter],
 ) -> Result<OwnedFd, Refused> {
     let (target, made) = target_directory(root, op)?;
-    let name = Parameter { key: c"source".to_owned(), value: Some(source.clone()) };
+    let name = Parameter {
+        key: c"source".to_owned(),
+        value: Some(source.clone()),
+    };
     let mut all = vec![name];
-    if op.what.is_tmpfs() && !parameters.iter().any(|parameter| parameter.key.to_bytes() == b"mode") {
+    if op.what.is_tmpfs()
+        && !parameters
+            .iter()
+            .any(|parameter| parameter.key.to_bytes() == b"mode")
+    {
         // A tmpfs takes the mode of the directory it hides; over a new one it keeps its own default.
         let mode = fstat(&target).map_err(plain)?.st_mode & 0o7777;
-        let mode = CString::new(if made { "1777".to_owned() } else { octal(mode) }).unwrap_or_default();
-        all.push(Parameter { key: c"mode".to_owned(), value: Some(mode) });
+        let mode =
+            CString::new(if made { "1777".to_owned() } else { octal(mode) }).unwrap_or_default();
+        all.push(Parameter {
+            key: c"mode".to_owned(),
+            value: Some(mode),
+        });
     }
     all.extend(parameters.iter().cloned());
     if all.iter().any(too_long_for_fsconfig) {
@@ -151,7 +197,9 @@ fn filesystem(
     }
     let mounted = match &given.pid_namespace {
         Some(namespace) if kind.as_bytes() == b"proc" => {
-            enter::in_pid_namespace(namespace, root, || mount::new_filesystem(kind, &all, op.at_first().set))?
+            enter::in_pid_namespace(namespace, root, || {
+                mount::new_filesystem(kind, &all, op.at_first().set)
+            })?
         }
         _ => mount::new_filesystem(kind, &all, op.at_first().set)?,
     };
@@ -183,7 +231,11 @@ fn target_directory(root: BorrowedFd, op: &MountOp) -> Result<(OwnedFd, bool), R
     let (target, made) = ensure(root, &op.untrusted_target, Kind::Directory).map_err(plain)?;
     if op.ordinary_directory {
         // The directory was missing a moment ago: what is there now has to be what was just made.
-        let again = open_no_links(root, &op.untrusted_target, OFlag::O_PATH | OFlag::O_DIRECTORY);
+        let again = open_no_links(
+            root,
+            &op.untrusted_target,
+            OFlag::O_PATH | OFlag::O_DIRECTORY,
+        );
         return again
             .map(|directory| (directory, made))
             .map_err(|errno| (errno, "must be mounted on ordinary directory".to_owned()));
@@ -193,7 +245,10 @@ fn target_directory(root: BorrowedFd, op: &MountOp) -> Result<(OwnedFd, bool), R
 
 /// fsconfig(2) takes values of at most 255 bytes.
 fn too_long_for_fsconfig(parameter: &Parameter) -> bool {
-    parameter.value.as_ref().is_some_and(|value| value.as_bytes().len() > 255)
+    parameter
+        .value
+        .as_ref()
+        .is_some_and(|value| value.as_bytes().len() > 255)
 }
 
 /// mount(2), for a parameter that is too long for fsconfig: an overlay's `lowerdir`. The target is named through our
@@ -219,7 +274,13 @@ fn by_mount2(
     }
     let mut path = String::from("/proc/self/fd/");
     path.push_str(&target.as_raw_fd().to_string());
-    nix::mount::mount(Some(source.as_c_str()), path.as_str(), Some(kind.as_c_str()), MsFlags::empty(), Some(OsStr::from_bytes(&data)))?;
+    nix::mount::mount(
+        Some(source.as_c_str()),
+        path.as_str(),
+        Some(kind.as_c_str()),
+        MsFlags::empty(),
+        Some(OsStr::from_bytes(&data)),
+    )?;
     let mounted = open_in_root(root, &op.untrusted_target, OFlag::O_PATH)?;
     if !op.at_first().is_none() {
         mount::change(mounted.as_fd(), Reach::One, op.at_first())?;
@@ -249,7 +310,8 @@ fn cgroup(
             if how == Hierarchy::WholeReadOnly {
                 change.set |= attr::RDONLY;
             }
-            let tree = mount::bind(&given.hierarchy, Reach::Tree, Change::default()).map_err(plain)?;
+            let tree =
+                mount::bind(&given.hierarchy, Reach::Tree, Change::default()).map_err(plain)?;
             mount::change(tree.as_fd(), Reach::Tree, change).map_err(plain)?;
             tree
         }
@@ -261,7 +323,11 @@ fn cgroup(
 /// Device nodes and the customary links.
 // CVE-2026-41579: everything relative to a handle inside the root, so that a `/dev` that is a link leads nowhere else.
 fn fill_dev(given: &Given, root: BorrowedFd) {
-    let (dev, _) = given.check(ensure(root, Path::new("dev"), Kind::Directory), Step::Device, "/dev");
+    let (dev, _) = given.check(
+        ensure(root, Path::new("dev"), Kind::Directory),
+        Step::Device,
+        "/dev",
+    );
     for node in &given.plan.nodes {
         let made = match node.untrusted_path.parent() {
             Some(parent) if parent == Path::new("dev") => make_node(given, root, dev.as_fd(), node),
@@ -269,13 +335,19 @@ fn fill_dev(given: &Given, root: BorrowedFd) {
                 .and_then(|(directory, _)| make_node(given, root, directory.as_fd(), node)),
             None => Err(Errno::EINVAL),
         };
-        given.check(made, Step::Device, Path::new("/").join(&node.untrusted_path));
+        given.check(
+            made,
+            Step::Device,
+            Path::new("/").join(&node.untrusted_path),
+        );
     }
     for (name, target) in LINKS {
         let made = match symlinkat(target, &dev, name) {
             // The image's own terminal multiplexer would be the host's.
-            Err(Errno::EEXIST) if name == "ptmx" => unlinkat(&dev, name, UnlinkatFlags::NoRemoveDir)
-                .and_then(|()| symlinkat(target, &dev, name)),
+            Err(Errno::EEXIST) if name == "ptmx" => {
+                unlinkat(&dev, name, UnlinkatFlags::NoRemoveDir)
+                    .and_then(|()| symlinkat(target, &dev, name))
+            }
             Err(Errno::EEXIST) => Ok(()),
             other => other,
         };
@@ -283,7 +355,12 @@ fn fill_dev(given: &Given, root: BorrowedFd) {
     }
 }
 
-fn make_node(given: &Given, root: BorrowedFd, directory: BorrowedFd, node: &Node) -> nix::Result<()> {
+fn make_node(
+    given: &Given,
+    root: BorrowedFd,
+    directory: BorrowedFd,
+    node: &Node,
+) -> nix::Result<()> {
     let name = node.untrusted_path.file_name().ok_or(Errno::EINVAL)?;
     if given.plan.making == Making::Node {
         match mknodat(directory, name, node.kind, node.mode, node.device) {
@@ -312,12 +389,19 @@ fn own(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()> {
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-    fchownat(directory, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+    fchownat(
+        directory,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::AT_SYMLINK_NOFOLLOW,
+    )
 }
 
 fn same_node(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()> {
     let there = nix::sys::stat::fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-    let same = file_type(&there) == node.kind && (node.kind == SFlag::S_IFIFO || there.st_rdev == node.device);
+    let same = file_type(&there) == node.kind
+        && (node.kind == SFlag::S_IFIFO || there.st_rdev == node.device);
     if same { Ok(()) } else { Err(Errno::EEXIST) }
 }
 
@@ -341,6 +425,10 @@ pub(super) fn late_read_only(given: &Given, root: &OwnedFd) {
         given.check(done, Step::ReadOnly, op.destination());
     }
     if given.plan.root.read_only {
-        given.check(mount::change(root.as_fd(), Reach::One, read_only), Step::ReadOnlyRoot, "/");
+        given.check(
+            mount::change(root.as_fd(), Reach::One, read_only),
+            Step::ReadOnlyRoot,
+            "/",
+        );
     }
 }

@@ -10,18 +10,20 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::prctl;
 use nix::sys::stat::{SFlag, fstat, stat, umask};
 use nix::unistd::{
-    AccessFlags, Gid, Uid, faccessat, fchdir, fchown, getcwd, setgroups, sethostname, setresgid, setresuid,
+    AccessFlags, Gid, Uid, faccessat, fchdir, fchown, getcwd, setgroups, sethostname, setresgid,
+    setresuid,
 };
 
 use super::{Given, rootfs};
 use crate::handshake::Step;
 use crate::plan::process::Process;
 use crate::sys::fd::{close_between, standard};
+use crate::sys::filter;
 use crate::sys::path::file_type;
 use crate::sys::process::{
-    CapSets, ExecArray, capset, drop_bounding, raise_ambient, reset_signals, setdomainname, setrlimit,
+    CapSets, ExecArray, capset, drop_bounding, raise_ambient, reset_signals, setdomainname,
+    setrlimit,
 };
-use crate::sys::filter;
 
 /// CAP_SYS_ADMIN's bit: without no_new_privs a filter may be loaded only with it (seccomp(2)).
 const SYS_ADMIN: u64 = 1 << 21;
@@ -57,7 +59,11 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     enter_cwd(given, root, cwd);
     let path = find(given, plan);
     let program = Program {
-        path: given.check(CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL), Step::Lookup, &path),
+        path: given.check(
+            CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL),
+            Step::Lookup,
+            &path,
+        ),
         args: ExecArray::new(plan.args.clone()),
         env: ExecArray::new(with_home(plan, home)),
         state: match given.start_container.is_empty() {
@@ -70,7 +76,11 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     for limit in &plan.limits {
         let mut name = String::from("rlimit ");
         name.push_str(&limit.resource.to_string());
-        given.check(setrlimit(limit.resource, limit.soft, limit.hard), Step::Limit, name);
+        given.check(
+            setrlimit(limit.resource, limit.soft, limit.hard),
+            Step::Limit,
+            name,
+        );
     }
     close_all_but_ours(given);
     reset_signals();
@@ -123,7 +133,11 @@ fn become_user(given: &Given, plan: &Process) {
     if plan.no_new_privileges {
         given.check(prctl::set_no_new_privs(), Step::NoNewPrivileges, "");
     }
-    let extra = if needs_rights_for_filter(given) { SYS_ADMIN } else { 0 };
+    let extra = if needs_rights_for_filter(given) {
+        SYS_ADMIN
+    } else {
+        0
+    };
     set_capabilities(given, extra);
     for number in (0..64u8).filter(|number| sets.ambient >> number & 1 == 1) {
         // COMPAT: runc only warns when an ambient capability cannot be raised.
@@ -173,8 +187,16 @@ fn find(given: &Given, plan: &Process) -> PathBuf {
         given.check(executable(Path::new(program)), Step::Lookup, program);
         return PathBuf::from(program);
     }
-    let found = plan.search.iter().map(|directory| directory.join(program)).find(|path| executable(path).is_ok());
-    given.check(found.filter(|_| !program.is_empty()).ok_or(Errno::ENOENT), Step::Lookup, program)
+    let found = plan
+        .search
+        .iter()
+        .map(|directory| directory.join(program))
+        .find(|path| executable(path).is_ok());
+    given.check(
+        found.filter(|_| !program.is_empty()).ok_or(Errno::ENOENT),
+        Step::Lookup,
+        program,
+    )
 }
 
 fn executable(path: &Path) -> nix::Result<()> {
@@ -186,11 +208,18 @@ fn executable(path: &Path) -> nix::Result<()> {
 
 fn with_home(plan: &Process, home: Option<Vec<u8>>) -> Vec<CString> {
     let mut env = plan.env.clone();
-    let has_home = |line: &CString| line.to_bytes().strip_prefix(b"HOME=").is_some_and(|home| !home.is_empty());
+    let has_home = |line: &CString| {
+        line.to_bytes()
+            .strip_prefix(b"HOME=")
+            .is_some_and(|home| !home.is_empty())
+    };
     if !env.iter().any(has_home) {
         env.retain(|line| !line.to_bytes().starts_with(b"HOME="));
         let mut line = b"HOME=".to_vec();
-        line.extend(home.filter(|home| !home.is_empty()).unwrap_or_else(|| b"/".to_vec()));
+        line.extend(
+            home.filter(|home| !home.is_empty())
+                .unwrap_or_else(|| b"/".to_vec()),
+        );
         env.extend(CString::new(line));
     }
     env

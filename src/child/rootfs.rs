@@ -29,7 +29,11 @@ pub(super) fn host_null(given: &Given) -> Option<OwnedFd> {
     if given.plan.masked.is_empty() {
         return None;
     }
-    let null = given.check(mount::clone_tree(AT_FDCWD, c"/dev/null", Reach::One), Step::Masked, "/dev/null");
+    let null = given.check(
+        mount::clone_tree(AT_FDCWD, c"/dev/null", Reach::One),
+        Step::Masked,
+        "/dev/null",
+    );
     let stat = given.check(fstat(&null), Step::Masked, "/dev/null");
     if !is_null(&stat) {
         given.talk.fail(Step::Masked, Errno::ENODEV, b"/dev/null");
@@ -47,19 +51,35 @@ pub(super) fn switch(given: &Given, root: &OwnedFd) {
             .and_then(|()| chroot(".")),
         Switch::Chroot => chroot("."),
     };
-    given.check(done.and_then(|()| chdir("/")), Step::Pivot, &given.plan.root.path);
+    given.check(
+        done.and_then(|()| chdir("/")),
+        Step::Pivot,
+        &given.plan.root.path,
+    );
     if let Some((reach, change)) = given.plan.root.finally {
-        given.check(mount::change(root.as_fd(), reach, change), Step::Propagation, "/");
+        given.check(
+            mount::change(root.as_fd(), reach, change),
+            Step::Propagation,
+            "/",
+        );
     }
 }
 
 /// pivot_root with the old root stacked on the new one (pivot_root(2), NOTES), then taken away.
 fn pivot(given: &Given) -> nix::Result<()> {
-    let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let old = open(
+        "/",
+        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
     pivot_root(".", ".")?;
     if given.plan.root.shared() {
         // Else the host's mounts would be taken away with ours.
-        mount::change(old.as_fd(), Reach::Tree, Change::propagation(libc::MS_SLAVE))?;
+        mount::change(
+            old.as_fd(),
+            Reach::Tree,
+            Change::propagation(libc::MS_SLAVE),
+        )?;
     }
     umount2(".", MntFlags::MNT_DETACH)
 }
@@ -67,11 +87,18 @@ fn pivot(given: &Given) -> nix::Result<()> {
 /// Without a pivot the host's /proc and /sys stay mounted somewhere below: unmount them, or cover what cannot be, so
 /// that nobody finds them without the masks of the container's own.
 fn hide_kernel_trees(root: &Path) -> nix::Result<()> {
-    let table = read_all(&open("/proc/self/mountinfo", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)?;
+    let table = read_all(&open(
+        "/proc/self/mountinfo",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?)?;
     for line in table.split(|byte| *byte == b'\n') {
         let mut fields = line.split(|byte| *byte == b' ');
         let Some(point) = fields.nth(4) else { continue };
-        let kind = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default();
+        let kind = fields
+            .skip_while(|field| *field != b"-")
+            .nth(1)
+            .unwrap_or_default();
         let point = unescape(point);
         if !matches!(kind, b"proc" | b"sysfs") || point.starts_with(root) {
             continue;
@@ -111,7 +138,9 @@ fn unescape(field: &[u8]) -> PathBuf {
     while let Some((first, after)) = rest.split_first() {
         match after.get(..3) {
             Some(digits) if *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)) => {
-                bytes.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+                bytes.push(digits.iter().fold(0u8, |value, digit| {
+                    value.wrapping_mul(8).wrapping_add(digit - b'0')
+                }));
                 rest = &after[3..];
             }
             _ => {
@@ -129,7 +158,11 @@ pub(super) fn reopen_null(given: &Given, root: &OwnedFd) {
         if !fstat(standard(number)).is_ok_and(|stat| is_null(&stat)) {
             continue;
         }
-        let own = match open_in_root(root.as_fd(), Path::new("dev/null"), OFlag::O_RDWR | OFlag::O_NONBLOCK) {
+        let own = match open_in_root(
+            root.as_fd(),
+            Path::new("dev/null"),
+            OFlag::O_RDWR | OFlag::O_NONBLOCK,
+        ) {
             // A container without one keeps the host's.
             Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
             other => given.check(other, Step::Null, "/dev/null"),
@@ -162,7 +195,10 @@ struct Cover {
 impl Cover {
     fn put(&mut self, target: BorrowedFd) -> nix::Result<()> {
         if self.attached {
-            return mount::attach(mount::clone_tree(self.mount.as_fd(), c"", Reach::One)?.as_fd(), target);
+            return mount::attach(
+                mount::clone_tree(self.mount.as_fd(), c"", Reach::One)?.as_fd(),
+                target,
+            );
         }
         self.attached = true;
         mount::attach(self.mount.as_fd(), target)
@@ -177,14 +213,25 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
     };
     for path in &given.plan.read_only {
         if let Some(target) = look(path, Step::ReadOnly) {
-            given.check(freeze(target.as_fd()), Step::ReadOnly, Path::new("/").join(path));
+            given.check(
+                freeze(target.as_fd()),
+                Step::ReadOnly,
+                Path::new("/").join(path),
+            );
         }
     }
-    let mut file = null.map(|mount| Cover { mount, attached: false });
+    let mut file = null.map(|mount| Cover {
+        mount,
+        attached: false,
+    });
     let mut directory = None;
     for path in &given.plan.masked {
         if let Some(target) = look(path, Step::Masked) {
-            given.check(mask(target.as_fd(), &mut file, &mut directory), Step::Masked, Path::new("/").join(path));
+            given.check(
+                mask(target.as_fd(), &mut file, &mut directory),
+                Step::Masked,
+                Path::new("/").join(path),
+            );
         }
     }
 }
@@ -192,20 +239,34 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
 /// A read-only copy of the tree at `target`, over itself.
 fn freeze(target: BorrowedFd) -> nix::Result<()> {
     let tree = mount::clone_tree(target, c"", Reach::Tree)?;
-    mount::change(tree.as_fd(), Reach::Tree, Change::attributes(attr::RDONLY, 0))?;
+    mount::change(
+        tree.as_fd(),
+        Reach::Tree,
+        Change::attributes(attr::RDONLY, 0),
+    )?;
     mount::attach(tree.as_fd(), target)
 }
 
-fn mask(target: BorrowedFd, file: &mut Option<Cover>, directory: &mut Option<Cover>) -> nix::Result<()> {
+fn mask(
+    target: BorrowedFd,
+    file: &mut Option<Cover>,
+    directory: &mut Option<Cover>,
+) -> nix::Result<()> {
     if file_type(&fstat(target)?) != SFlag::S_IFDIR {
         return file.as_mut().ok_or(Errno::ENODEV)?.put(target);
     }
     if directory.is_none() {
         // As small as a file system can be: a mount of it may outlive the container in somebody's namespace.
-        let tiny = [(c"nr_blocks", c"1"), (c"nr_inodes", c"1")]
-            .map(|(key, value)| Parameter { key: key.to_owned(), value: Some(value.to_owned()) });
-        let mount = mount::new_filesystem(c"tmpfs", &tiny, attr::RDONLY).map_err(|(errno, _)| errno)?;
-        *directory = Some(Cover { mount, attached: false });
+        let tiny = [(c"nr_blocks", c"1"), (c"nr_inodes", c"1")].map(|(key, value)| Parameter {
+            key: key.to_owned(),
+            value: Some(value.to_owned()),
+        });
+        let mount =
+            mount::new_filesystem(c"tmpfs", &tiny, attr::RDONLY).map_err(|(errno, _)| errno)?;
+        *directory = Some(Cover {
+            mount,
+            attached: false,
+        });
     }
     directory.as_mut().ok_or(Errno::ENODEV)?.put(target)
 }
@@ -240,7 +301,12 @@ pub(super) fn plain_file(directory: BorrowedFd, name: &str) -> nix::Result<Owned
         Ok(_) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno),
     }
-    let file = openat(directory, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let file = openat(
+        directory,
+        name,
+        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
     match file_type(&fstat(&file)?) {
         SFlag::S_IFLNK => Err(Errno::ELOOP),
         SFlag::S_IFDIR => Err(Errno::EISDIR),
@@ -254,7 +320,12 @@ mod tests {
 
     #[test]
     fn mountinfo_paths_are_unescaped() {
-        for (field, path) in [("/a\\040b", "/a b"), ("/a\\134", "/a\\"), ("/plain", "/plain"), ("/end\\04", "/end\\04")] {
+        for (field, path) in [
+            ("/a\\040b", "/a b"),
+            ("/a\\134", "/a\\"),
+            ("/plain", "/plain"),
+            ("/end\\04", "/end\\04"),
+        ] {
             assert_eq!(unescape(field.as_bytes()), Path::new(path), "{field}");
         }
     }

@@ -1,3 +1,563 @@
-pub(crate) fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: global options, the verbs and how they are found, what a person gets to read.
+//!
+//! Parsing is on the start path, so only the global options and the one verb that was named are built. The whole tree
+//! exists for manual pages and completions alone.
+//!
+//! COMPAT: runc's parser (urfave/cli) is imitated where engines rely on it: a long flag may have one dash, flags may
+//! follow the container's id, usage errors exit with 1.
+
+mod create;
+mod delete;
+mod features;
+mod generate;
+mod kill;
+mod list;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command};
+use nix::unistd::Uid;
+
+use crate::container::{self, Rootless};
+use crate::report::{self, Format};
+
+/// The runc release whose interface is followed; engines read it when we are called by that name.
+const RUNC_VERSION: &str = "1.5.0";
+/// The runtime specification that is implemented.
+const SPEC_VERSION: &str = "1.3.0";
+
+/// What every verb may need to know of the options before it.
+#[derive(Debug)]
+pub(crate) struct Global {
+    /// The name this program was called by.
+    pub(crate) program: String,
+    /// The state root, absolute.
+    pub(crate) root: PathBuf,
+    pub(crate) root_is_default: bool,
+    pub(crate) rootless: Rootless,
+    pub(crate) systemd_cgroup: bool,
+}
+
+/// The options before the verb.
+#[derive(Debug, Args)]
+struct Flags {
+    /// Log at debug level: the steps of the work, with the place they come from
+    #[arg(long)]
+    debug: bool,
+
+    /// File to log to instead of stderr
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// Format of log lines: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: String,
+
+    /// Directory for the state of containers, in a tmpfs [default: /run/pelagos, or $XDG_RUNTIME_DIR/pelagos when rootless]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Let systemd make the cgroups; cgroupsPath is then "slice:prefix:name"
+    #[arg(long)]
+    systemd_cgroup: bool,
+
+    /// Ignore cgroup permission errors: true, false or auto
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    rootless: String,
+
+    /// Accepted and ignored: older engines still send it
+    #[arg(long, value_name = "PATH", hide = true)]
+    criu: Option<OsString>,
+
+    /// Print the version
+    #[arg(short = 'v', long)]
+    version: bool,
+}
+
+/// A verb: its clap struct, and what it does. Positional arguments are collected as `arguments` and counted here.
+trait Verb: Args {
+    const NAME: &'static str;
+    const ABOUT: &'static str;
+    /// What follows the name in the usage line.
+    const USAGE: &'static str;
+    const ARGUMENTS: Count;
+    const HIDDEN: bool = false;
+
+    /// Carries the verb out; returns the exit code.
+    fn run(self, global: &Global) -> Result<u8>;
+}
+
+/// How many positional arguments a verb takes.
+#[derive(Clone, Copy, Debug)]
+enum Count {
+    Exactly(usize),
+    Between(usize, usize),
+}
+
+/// A verb as the table holds it.
+struct Entry {
+    name: &'static str,
+    about: &'static str,
+    hidden: bool,
+    command: fn(&str) -> Command,
+    run: fn(&Global, Vec<OsString>) -> Result<u8>,
+}
+
+const fn entry<V: Verb>() -> Entry {
+    Entry {
+        name: V::NAME,
+        about: V::ABOUT,
+        hidden: V::HIDDEN,
+        command: command::<V>,
+        run: parse_and_run::<V>,
+    }
+}
+
+const VERBS: [Entry; 10] = [
+    entry::<create::Create>(),
+    entry::<delete::Delete>(),
+    entry::<features::Features>(),
+    entry::<generate::Generate>(),
+    entry::<kill::Kill>(),
+    entry::<list::List>(),
+    entry::<run::Run>(),
+    entry::<spec::Spec>(),
+    entry::<start::Start>(),
+    entry::<state::State>(),
+];
+
+/// Parses the command line, carries out one verb and reports its failure; the code is the process's.
+pub(crate) fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let program = program_name(&args.next().unwrap_or_default());
+    crate::sys::spawn::keep_ended_children();
+    match run(&program, args.collect()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report::fail(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The last part of argv[0]. go-runc may call us as `/proc/self/fd/7`; a number is nobody's name.
+fn program_name(argv0: &OsStr) -> String {
+    let name = Path::new(argv0)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    if name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return "pelagos".to_owned();
+    }
+    name.into_owned()
+}
+
+fn run(program: &str, args: Vec<OsString>) -> Result<u8> {
+    let mut command = global_command(program).arg(
+        clap::Arg::new("rest")
+            .num_args(..)
+            .trailing_var_arg(true)
+            .value_parser(clap::value_parser!(OsString)),
+    );
+    let args = with_two_dashes(&command, args, true);
+    let mut matches = match parse(&mut command, args)? {
+        Parsed::Matches(matches) => matches,
+        Parsed::Help(text) => return print(&text),
+    };
+    let rest = matches.remove_many::<OsString>("rest");
+    let mut rest = rest.into_iter().flatten();
+    let flags = <Flags as clap::FromArgMatches>::from_arg_matches(&matches).map_err(usage_error)?;
+    if flags.version {
+        return print(&version(program));
+    }
+    let Some(name) = rest.next() else {
+        return print(&command.render_help().to_string());
+    };
+    if name == "help" || name == "h" {
+        return help(program, &mut command, rest.next());
+    }
+    let Some(verb) = VERBS.iter().find(|verb| name == verb.name) else {
+        bail!("No help topic for '{}'", name.to_string_lossy());
+    };
+    let rest: Vec<_> = rest.collect();
+    // Help needs no state root, and must not fail for the want of one.
+    if rest.iter().any(|arg| arg == "-h" || arg == "--help") {
+        return print(&(verb.command)(program).render_help().to_string());
+    }
+    let global = Global::new(program, flags)?;
+    (verb.run)(&global, rest)
+}
+
+fn help(program: &str, command: &mut Command, topic: Option<OsString>) -> Result<u8> {
+    let Some(topic) = topic else {
+        return print(&command.render_help().to_string());
+    };
+    match VERBS.iter().find(|verb| topic == verb.name) {
+        Some(verb) => print(&(verb.command)(program).render_help().to_string()),
+        None => bail!("No help topic for '{}'", topic.to_string_lossy()),
+    }
+}
+
+impl Global {
+    fn new(program: &str, flags: Flags) -> Result<Self> {
+        let format = match flags.log_format.as_str() {
+            "text" => Format::Text,
+            "json" => Format::Json,
+            other => bail!("invalid log-format: {other:?}"),
+        };
+        report::set_up(program, flags.log.as_deref(), format, flags.debug)?;
+        let rootless = match flags.rootless.as_str() {
+            "true" => Rootless::Yes,
+            "false" => Rootless::No,
+            "auto" => Rootless::Auto,
+            other => bail!("invalid value for --rootless: {other:?}, expected true, false or auto"),
+        };
+        let root_is_default = flags.root.is_none();
+        let root = match flags.root {
+            None => default_root()?,
+            Some(root) => match absolute(&root)? {
+                // CVE hardening as in runc: state directories in / would be taken for a whole system.
+                root if root == Path::new("/") => {
+                    bail!("option --root argument should not be set to /")
+                }
+                root => root,
+            },
+        };
+        Ok(Self {
+            program: program.to_owned(),
+            root,
+            root_is_default,
+            rootless,
+            systemd_cgroup: flags.systemd_cgroup,
+        })
+    }
+}
+
+/// `/run/pelagos`, or a directory of the user's own for one who is not root in the initial user namespace.
+fn default_root() -> Result<PathBuf> {
+    let shared = PathBuf::from("/run/pelagos");
+    let Some(runtime_dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty())
+    else {
+        return Ok(shared);
+    };
+    if !honours_runtime_dir() {
+        return Ok(shared);
+    }
+    let root = Path::new(&runtime_dir).join("pelagos");
+    let make = || {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)?;
+        // The sticky bit keeps cleaners of old files away (XDG base directory specification).
+        fs::set_permissions(&root, Permissions::from_mode(0o1700))
+    };
+    make().with_context(|| {
+        report::Hinted::new(
+            format!("create state root {}", root.display()),
+            "the directory in $XDG_RUNTIME_DIR must be writable by the user",
+        )
+    })?;
+    Ok(root)
+}
+
+fn honours_runtime_dir() -> bool {
+    if !Uid::effective().is_root() {
+        return true;
+    }
+    if std::env::var_os("USER").is_some_and(|user| user == "root") {
+        return false;
+    }
+    // Root of a user namespace, started by somebody else.
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
+        let mut fields = map.split_ascii_whitespace();
+        !fields.by_ref().take(3).eq(["0", "0", "4294967295"])
+    })
+}
+
+/// `path` made absolute and freed of `.` and `..` by its text alone.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    let whole = std::path::absolute(path)
+        .with_context(|| format!("make path {} absolute", path.display()))?;
+    let mut clean = PathBuf::new();
+    for component in whole.components() {
+        match component {
+            Component::ParentDir => drop(clean.pop()),
+            other => clean.push(other),
+        }
+    }
+    Ok(clean)
+}
+
+/// The one positional argument of most verbs.
+fn only_id(arguments: &[String]) -> Result<container::Id> {
+    arguments.first().map_or("", String::as_str).parse()
+}
+
+/// The name of a user, or `#uid`. A static program has no name services, so `/etc/passwd` is all there is.
+fn owner_name(uid: u32) -> String {
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    name_in(&users, uid).unwrap_or_else(|| format!("#{uid}"))
+}
+
+fn name_in(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
+fn print(text: &str) -> Result<u8> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("write to stdout")?;
+    Ok(0)
+}
+
+fn version(program: &str) -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    let first = match program {
+        // COMPAT: an engine that was told we are runc looks for runc's release.
+        "runc" => format!("runc version {RUNC_VERSION}+pelagos.{own}"),
+        _ => format!("pelagos version {own}"),
+    };
+    let commit = option_env!("PELAGOS_COMMIT").unwrap_or("unknown");
+    let libseccomp = libseccomp::ScmpVersion::current()
+        .map_or_else(|_| "unknown".to_owned(), |version| version.to_string());
+    format!("{first}\ncommit: {commit}\nspec: {SPEC_VERSION}\nlibseccomp: {libseccomp}\n")
+}
+
+fn global_command(program: &str) -> Command {
+    let verbs: String = VERBS
+        .iter()
+        .filter(|verb| !verb.hidden)
+        .map(|verb| format!("   {:<12}{}\n", verb.name, verb.about))
+        .collect();
+    Flags::augment_args(Command::new("pelagos"))
+        .about("Open Container Initiative runtime")
+        .display_name(program.to_owned())
+        .override_usage(format!("{program} [global options] command [command options] [arguments...]"))
+        .help_template(format!(
+            "NAME:\n   {{name}} - {{about}}\n\nUSAGE:\n   {{usage}}\n\nCOMMANDS:\n{verbs}\nGLOBAL OPTIONS:\n{{options}}\n"
+        ))
+}
+
+fn command<V: Verb>(program: &str) -> Command {
+    V::augment_args(Command::new(V::NAME))
+        .about(V::ABOUT)
+        .display_name(format!("{program} {}", V::NAME))
+        .override_usage(format!("{program} {} {}", V::NAME, V::USAGE))
+        .help_template("NAME:\n   {name} - {about}\n\nUSAGE:\n   {usage}\n\nOPTIONS:\n{options}\n")
+        .hide(V::HIDDEN)
+}
+
+/// Everything at once, for manual pages and completions.
+fn whole_tree() -> Command {
+    let tree = VERBS
+        .iter()
+        .filter(|verb| !verb.hidden)
+        .map(|verb| (verb.command)("pelagos"));
+    global_command("pelagos").subcommands(tree)
+}
+
+fn parse_and_run<V: Verb>(global: &Global, args: Vec<OsString>) -> Result<u8> {
+    let mut command = command::<V>(&global.program);
+    let args = with_two_dashes(&command, args, false);
+    let matches = match parse(&mut command, args)? {
+        Parsed::Matches(matches) => matches,
+        Parsed::Help(text) => return print(&text),
+    };
+    let given = matches
+        .try_get_many::<String>("arguments")
+        .ok()
+        .flatten()
+        .map_or(0, Iterator::count);
+    if let Some(fault) = V::ARGUMENTS.fault(given) {
+        print(&format!("Incorrect Usage.\n\n{}", command.render_help()))?;
+        bail!(
+            "{}: \"{}\" requires {fault} argument(s)",
+            global.program,
+            V::NAME
+        );
+    }
+    let verb = V::from_arg_matches(&matches).map_err(usage_error)?;
+    verb.run(global)
+}
+
+impl Count {
+    fn fault(self, given: usize) -> Option<String> {
+        match self {
+            Self::Exactly(wanted) if given != wanted => Some(format!("exactly {wanted}")),
+            Self::Between(least, _) if given < least => Some(format!("a minimum of {least}")),
+            Self::Between(_, most) if given > most => Some(format!("a maximum of {most}")),
+            _ => None,
+        }
+    }
+}
+
+enum Parsed {
+    Matches(ArgMatches),
+    Help(String),
+}
+
+fn parse(command: &mut Command, args: Vec<OsString>) -> Result<Parsed> {
+    let name = OsString::from(command.get_name());
+    match command.try_get_matches_from_mut([name].into_iter().chain(args)) {
+        Ok(matches) => Ok(Parsed::Matches(matches)),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            Ok(Parsed::Help(error.render().to_string()))
+        }
+        Err(error) => Err(usage_error(error)),
+    }
+}
+
+/// clap's first line, without its heading: the rest is a usage text that does not belong on one line.
+fn usage_error(error: clap::Error) -> anyhow::Error {
+    let text = error.render().to_string();
+    let first = text.lines().next().unwrap_or_default();
+    anyhow!(
+        "{}",
+        first.strip_prefix("error: ").unwrap_or(first).to_owned()
+    )
+}
+
+/// COMPAT: `-no-subreaper` means `--no-subreaper`, and go-runc sends it so. Rewrites long flags of `command` that have
+/// one dash; values, positional arguments and everything behind `--` stay. With `stop`, the first positional argument
+/// ends it: what follows belongs to a verb.
+fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: bool) -> Vec<OsString> {
+    let mut args = args.into_iter();
+    let mut rewritten = Vec::with_capacity(args.len());
+    while let Some(arg) = args.next() {
+        let Some(text) = arg
+            .to_str()
+            .filter(|text| text.len() > 1 && text.starts_with('-'))
+        else {
+            rewritten.push(arg);
+            if stop {
+                break;
+            }
+            continue;
+        };
+        if text == "--" {
+            rewritten.push(arg);
+            break;
+        }
+        let (name, value) = text.trim_start_matches('-').split_once('=').map_or_else(
+            || (text.trim_start_matches('-'), None),
+            |(name, value)| (name, Some(value)),
+        );
+        let is_long = |flag: &&clap::Arg| flag.get_long() == Some(name);
+        let is_short = |flag: &&clap::Arg| {
+            !text.starts_with("--")
+                && flag
+                    .get_short()
+                    .is_some_and(|short| name.chars().eq([short]))
+        };
+        let long = command.get_arguments().find(is_long);
+        let flag = long.or_else(|| command.get_arguments().find(is_short));
+        let takes_next =
+            value.is_none() && flag.is_some_and(|flag| flag.get_action().takes_values());
+        rewritten.push(match long {
+            Some(_) if !text.starts_with("--") => OsString::from(format!("-{text}")),
+            _ => arg,
+        });
+        if takes_next {
+            rewritten.extend(args.next());
+        }
+    }
+    rewritten.extend(args);
+    rewritten
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_flags_may_have_one_dash() {
+        for (given, meant) in [
+            ("-no-subreaper id", "--no-subreaper id"),
+            ("id -detach -b x", "id --detach -b x"),
+            ("-bundle=/b id", "--bundle=/b id"),
+            ("--pid-file -detach id", "--pid-file -detach id"),
+            ("-b -detach id", "-b -detach id"),
+            ("-d -- -detach", "-d -- -detach"),
+        ] {
+            let args = given.split(' ').map(OsString::from).collect();
+            let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();
+            let command = command::<run::Run>("pelagos");
+            assert_eq!(with_two_dashes(&command, args, false), meant);
+        }
+    }
+
+    #[test]
+    fn every_command_is_well_formed() {
+        whole_tree().debug_assert();
+        for verb in &VERBS {
+            (verb.command)("pelagos").debug_assert();
+        }
+    }
+
+    #[test]
+    fn name_is_the_last_part_of_argv0_and_never_a_number() {
+        for (argv0, name) in [
+            ("/usr/bin/runc", "runc"),
+            ("pelagos", "pelagos"),
+            ("/proc/self/fd/7", "pelagos"),
+            ("", "pelagos"),
+        ] {
+            assert_eq!(program_name(OsStr::new(argv0)), name);
+        }
+    }
+
+    #[test]
+    fn version_begins_as_engines_expect() {
+        let own = env!("CARGO_PKG_VERSION");
+        assert!(version("pelagos").starts_with(&format!("pelagos version {own}\ncommit: ")));
+        assert!(
+            version("runc").starts_with(&format!("runc version 1.5.0+pelagos.{own}\ncommit: "))
+        );
+        assert_eq!(version("runc").lines().nth(2), Some("spec: 1.3.0"));
+    }
+
+    #[test]
+    fn paths_are_made_absolute_by_text() {
+        for (path, whole) in [("/a/./b/../c", "/a/c"), ("/..", "/"), ("//", "/")] {
+            assert_eq!(absolute(Path::new(path)).unwrap(), Path::new(whole));
+        }
+    }
+
+    #[test]
+    fn owner_is_found_by_uid() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\nweb:x:33:33::/:\n";
+        assert_eq!(name_in(passwd, 33).as_deref(), Some("web"));
+        assert_eq!(name_in(passwd, 34), None);
+    }
+
+    #[test]
+    fn wrong_counts_are_named_as_runc_does() {
+        assert_eq!(Count::Exactly(1).fault(2).as_deref(), Some("exactly 1"));
+        assert_eq!(
+            Count::Between(1, 2).fault(0).as_deref(),
+            Some("a minimum of 1")
+        );
+        assert_eq!(
+            Count::Between(1, 2).fault(3).as_deref(),
+            Some("a maximum of 2")
+        );
+        assert_eq!(Count::Between(1, 2).fault(2), None);
+    }
 }

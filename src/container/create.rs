@@ -14,8 +14,12 @@ use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use super::foreground::{self, Signals};
-use super::state::{Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file};
-use super::{CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, end, gathered, run_hooks};
+use super::state::{
+    Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
+};
+use super::{
+    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, end, gathered, run_hooks,
+};
 use crate::cgroup::{self, Hierarchy};
 use crate::handshake::ParentEnd;
 use crate::hooks;
@@ -44,8 +48,16 @@ pub(crate) fn create(options: &CreateOptions) -> Result<()> {
 /// As for [`create`]; a payload that could not be executed is an error too, and the container is gone then.
 pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     let draft = Draft::new(&options.create, options.detach)?;
-    let signals = if options.detach { None } else { Some(attend(options)?) };
-    let Made { locked, record, mut launched } = draft.make(Word::Now)?;
+    let signals = if options.detach {
+        None
+    } else {
+        Some(attend(options)?)
+    };
+    let Made {
+        locked,
+        record,
+        mut launched,
+    } = draft.make(Word::Now)?;
     let console = launched.console.take().map(|(master, _)| master);
     let pid = launched.pid();
     let (talk, pidfd) = launched.keep();
@@ -141,7 +153,12 @@ impl<'a> Draft<'a> {
         };
         let bundle = Bundle::open(&options.bundle)?;
         check(&bundle, options, rootless)?;
-        let terminal = bundle.spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
+        let terminal = bundle
+            .spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.terminal())
+            .unwrap_or(false);
         check_terminal(detached, terminal, options.console_socket.is_some())?;
         let listen_fds = listen_fds();
         let wanted = Options {
@@ -157,16 +174,29 @@ impl<'a> Draft<'a> {
             report::warn(format_args!("{warning}"));
         }
         let hierarchy = Hierarchy::probe()?;
-        let cgroup = cgroup::path_for(plan.control.path.as_deref(), options.id.as_str(), cgroup::own)?;
+        let cgroup = cgroup::path_for(
+            plan.control.path.as_deref(),
+            options.id.as_str(),
+            cgroup::own,
+        )?;
         let connect = |path: &Option<PathBuf>, what: &str| {
             path.as_deref()
-                .map(|path| UnixStream::connect(path).with_context(|| format!("connect to {what} {}", path.display())))
+                .map(|path| {
+                    UnixStream::connect(path)
+                        .with_context(|| format!("connect to {what} {}", path.display()))
+                })
                 .transpose()
         };
         Ok(Self {
             console: connect(&options.console_socket, "console socket")?,
             pidfd_socket: connect(&options.pidfd_socket, "pidfd socket")?,
-            annotations: bundle.spec.annotations().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            annotations: bundle
+                .spec
+                .annotations()
+                .iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
             options,
             bundle,
             plan,
@@ -199,29 +229,38 @@ impl<'a> Draft<'a> {
             Word::Later => Some(self.fifos(dir)?),
             Word::Now => None,
         };
-        let launched = launch::launch(&request, prepared, fifos).map_err(|error| self.after_failure(error, &record))?;
+        let launched = launch::launch(&request, prepared, fifos)
+            .map_err(|error| self.after_failure(error, &record))?;
         self.put_on_record(dir, &mut record, &launched)?;
         // The child, told that the parent is gone, would end; told that it is on record it waits for its start.
         if let Err(errno) = launched.talk.saved() {
             bail!("unable to start container process: the container's process died: {errno}");
         }
-        Ok(Made { launched, record, locked: claim.keep() })
+        Ok(Made {
+            launched,
+            record,
+            locked: claim.keep(),
+        })
     }
 
     /// Hand over what callers wait for, and write down that the container exists.
     fn put_on_record(&self, dir: &Locked, record: &mut Record, launched: &Launched) -> Result<()> {
         let pid = launched.pid();
         if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
-            fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()]).context("send the terminal to the console socket")?;
+            fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()])
+                .context("send the terminal to the console socket")?;
         }
         if let Some(socket) = &self.pidfd_socket {
-            fd::send(socket.as_fd(), b"standard", &[launched.pidfd().as_raw_fd()]).context("send to the pidfd socket")?;
+            fd::send(socket.as_fd(), b"standard", &[launched.pidfd().as_raw_fd()])
+                .context("send to the pidfd socket")?;
         }
         let stat = ProcessStat::read(pid.as_raw()).context("read the container's process")?;
         record.init_process_pid = pid.as_raw();
         record.init_process_start = stat.start;
         record.namespace_paths = namespace_paths(pid);
-        record.external_descriptors = (0..=2).map(|number| link(&format!("/proc/self/fd/{number}"))).collect();
+        record.external_descriptors = (0..=2)
+            .map(|number| link(&format!("/proc/self/fd/{number}")))
+            .collect();
         if !launched.has_cgroup() {
             record.cgroup = None;
             record.cgroup_paths.clear();
@@ -243,7 +282,10 @@ impl<'a> Draft<'a> {
             id: self.options.id.to_string(),
             created: report::rfc3339(SystemTime::now()),
             rootless: self.rootless,
-            cgroup_paths: BTreeMap::from([(String::new(), self.hierarchy.mount_point().join(below))]),
+            cgroup_paths: BTreeMap::from([(
+                String::new(),
+                self.hierarchy.mount_point().join(below),
+            )]),
             schema: SCHEMA,
             oci_version: spec.version().clone(),
             bundle: self.bundle.path.clone(),
@@ -266,14 +308,21 @@ impl<'a> Draft<'a> {
         let (uid, gid) = match self.rootless {
             // An unprivileged caller owns what it makes, and may give nothing away.
             true => (Uid::effective(), Gid::effective()),
-            false => (Uid::from_raw(root(|maps| &maps.uids).unwrap_or(0)), Gid::from_raw(root(|maps| &maps.gids).unwrap_or(0))),
+            false => (
+                Uid::from_raw(root(|maps| &maps.uids).unwrap_or(0)),
+                Gid::from_raw(root(|maps| &maps.gids).unwrap_or(0)),
+            ),
         };
         dir.make_fifos(uid, gid)?;
         let open = |name: &str| {
             let path = dir.path().join(name);
             // For reading and writing, so that it opens without the other side.
-            open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
-                .with_context(|| format!("open {}", path.display()))
+            open(
+                &path,
+                OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
+                Mode::empty(),
+            )
+            .with_context(|| format!("open {}", path.display()))
         };
         Ok((open(EXEC_FIFO)?, open(RESULT_FIFO)?))
     }
@@ -309,7 +358,9 @@ struct Claim(Option<Locked>);
 
 impl Claim {
     fn dir(&self) -> &Locked {
-        self.0.as_ref().expect("the claim is there until it is kept")
+        self.0
+            .as_ref()
+            .expect("the claim is there until it is kept")
     }
 
     fn keep(mut self) -> Locked {
@@ -326,7 +377,11 @@ impl Drop for Claim {
 }
 
 fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()> {
-    let context = spec::Context { rootless, no_pivot: options.no_pivot, systemd_cgroup: options.systemd_cgroup };
+    let context = spec::Context {
+        rootless,
+        no_pivot: options.no_pivot,
+        systemd_cgroup: options.systemd_cgroup,
+    };
     let faults = bundle.check(&context);
     for fault in &faults {
         debug!("config.json: {fault}");
@@ -339,9 +394,15 @@ fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()>
 
 /// The root's directory with every link on the way to it resolved, as a mount's target has to be.
 fn resolve_root(bundle: &Bundle) -> Result<PathBuf> {
-    let root = bundle.spec.root().as_ref().context("root must be specified")?;
+    let root = bundle
+        .spec
+        .root()
+        .as_ref()
+        .context("root must be specified")?;
     let path = bundle.path.join(root.path());
-    let resolved = path.canonicalize().with_context(|| format!("root.path: {}", path.display()))?;
+    let resolved = path
+        .canonicalize()
+        .with_context(|| format!("root.path: {}", path.display()))?;
     if !resolved.is_dir() {
         bail!("root.path: {}: not a directory", path.display());
     }
@@ -369,10 +430,14 @@ fn listen_fds() -> u32 {
 }
 
 fn inherited_fds(listen: u32, preserve: u32) -> Result<u32> {
-    let all = listen.checked_add(preserve).context("--preserve-fds: too many descriptors")?;
+    let all = listen
+        .checked_add(preserve)
+        .context("--preserve-fds: too many descriptors")?;
     for number in 3..3u32.saturating_add(all) {
         if !i32::try_from(number).is_ok_and(fd::is_open) {
-            bail!("unable to stat preserved-fd {number}: no such descriptor is open (--preserve-fds {preserve}, LISTEN_FDS {listen})");
+            bail!(
+                "unable to stat preserved-fd {number}: no such descriptor is open (--preserve-fds {preserve}, LISTEN_FDS {listen})"
+            );
         }
     }
     Ok(all)
@@ -391,12 +456,20 @@ fn namespace_paths(pid: Pid) -> BTreeMap<String, PathBuf> {
         ("NEWTIME", "time"),
     ]
     .into_iter()
-    .map(|(key, file)| (key.to_owned(), PathBuf::from(format!("/proc/{pid}/ns/{file}"))))
+    .map(|(key, file)| {
+        (
+            key.to_owned(),
+            PathBuf::from(format!("/proc/{pid}/ns/{file}")),
+        )
+    })
     .collect()
 }
 
 fn link(path: &str) -> String {
-    std::fs::read_link(path).map_or_else(|_| String::new(), |target| target.to_string_lossy().into_owned())
+    std::fs::read_link(path).map_or_else(
+        |_| String::new(),
+        |target| target.to_string_lossy().into_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -414,7 +487,11 @@ mod tests {
             (false, true, true, false),
             (false, false, true, false),
         ] {
-            assert_eq!(check_terminal(detached, terminal, socket).is_ok(), good, "{detached} {terminal} {socket}");
+            assert_eq!(
+                check_terminal(detached, terminal, socket).is_ok(),
+                good,
+                "{detached} {terminal} {socket}"
+            );
         }
     }
 }

@@ -475,7 +475,7 @@ mod tests {
 
     use state::{ProcessStat, SCHEMA};
 
-    /// A state directory with a shell for an init: it speaks the start protocol and then runs `rest`.
+    /// A state directory with a shell for an init (bash, whose `read` takes one byte without another process): it speaks the start protocol and then runs `rest`.
     struct Fake {
         root: tempfile::TempDir,
         child: Child,
@@ -489,8 +489,8 @@ mod tests {
             locked
                 .make_fifos(Uid::effective(), Gid::effective())
                 .unwrap();
-            let wait = "exec 3<>result.fifo 4<>exec.fifo; head -c 1 <&4 >/dev/null;";
-            let child = Command::new("sh")
+            let wait = "exec 3<>result.fifo 4<>exec.fifo; read -r -n 1 <&4;";
+            let child = Command::new("bash")
                 .args(["-c", &format!("{wait} {rest}")])
                 .current_dir(locked.path())
                 .spawn()

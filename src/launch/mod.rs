@@ -85,23 +85,36 @@ impl Drop for Undo {
                 // Whatever it may have started besides itself.
                 cgroup.kill().ok();
             }
-            while waitid(Id::PIDFd(process.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
+            while waitid(Id::PIDFd(process.pidfd.as_fd()), WaitPidFlag::WEXITED)
+                == Err(Errno::EINTR)
+            {}
         }
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = cgroup.undo()
         {
-            crate::report::warn(format_args!("remove cgroup {}: {error:#}", cgroup.path().display()));
+            crate::report::warn(format_args!(
+                "remove cgroup {}: {error:#}",
+                cgroup.path().display()
+            ));
         }
     }
 }
 
 impl Launched {
     pub(crate) fn pid(&self) -> Pid {
-        self.undo.process.as_ref().map_or(Pid::from_raw(0), |process| process.pid)
+        self.undo
+            .process
+            .as_ref()
+            .map_or(Pid::from_raw(0), |process| process.pid)
     }
 
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.undo.process.as_ref().expect("a launched process is there until it is kept").pidfd.as_fd()
+        self.undo
+            .process
+            .as_ref()
+            .expect("a launched process is there until it is kept")
+            .pidfd
+            .as_fd()
     }
 
     /// Whether the process has a cgroup of its own.
@@ -112,7 +125,11 @@ impl Launched {
     /// Nothing is taken back any more. Returns the process.
     pub(crate) fn keep(mut self) -> (ParentEnd, OwnedFd) {
         self.undo.cgroup = None;
-        let process = self.undo.process.take().expect("a launched process is there until it is kept");
+        let process = self
+            .undo
+            .process
+            .take()
+            .expect("a launched process is there until it is kept");
         (self.talk, process.pidfd)
     }
 }
@@ -128,14 +145,29 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared4Launch> {
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
         Prepared::list(kind, hooks.as_deref().unwrap_or_default(), env)
     };
-    #[expect(deprecated, reason = "the specification still has prestart hooks, and engines use them")]
+    #[expect(
+        deprecated,
+        reason = "the specification still has prestart hooks, and engines use them"
+    )]
     let mut runtime_hooks = list("prestart", plan.hooks.prestart(), &[])?;
     runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime(), &[])?);
-    let env: Vec<_> = plan.process.env.iter().map(|line| line.to_string_lossy().into_owned()).collect();
+    let env: Vec<_> = plan
+        .process
+        .env
+        .iter()
+        .map(|line| line.to_string_lossy().into_owned())
+        .collect();
     Ok(Prepared4Launch {
         limits: cgroup::limits(&control.resources)?,
-        devices: control.restrict_devices.then(|| Devices::compile(rules)).transpose()?,
-        filter: plan.seccomp.as_ref().map(|profile| cache::filter(profile, cache)).transpose()?,
+        devices: control
+            .restrict_devices
+            .then(|| Devices::compile(rules))
+            .transpose()?,
+        filter: plan
+            .seccomp
+            .as_ref()
+            .map(|profile| cache::filter(profile, cache))
+            .transpose()?,
         runtime_hooks,
         create_container: list("createContainer", plan.hooks.create_container(), &[])?,
         start_container: list("startContainer", plan.hooks.start_container(), &env)?,
@@ -153,9 +185,21 @@ pub(crate) fn launch(
     prepared: Prepared4Launch,
     fifos: Option<(OwnedFd, OwnedFd)>,
 ) -> Result<Launched> {
-    let Request { plan, hierarchy, .. } = request;
-    let Prepared4Launch { limits, devices, filter, runtime_hooks, create_container, start_container } = prepared;
-    let mut undo = Undo { process: None, cgroup: None };
+    let Request {
+        plan, hierarchy, ..
+    } = request;
+    let Prepared4Launch {
+        limits,
+        devices,
+        filter,
+        runtime_hooks,
+        create_container,
+        start_container,
+    } = prepared;
+    let mut undo = Undo {
+        process: None,
+        cgroup: None,
+    };
     undo.cgroup = make_cgroup(request, &limits, devices.as_ref())?;
     raise_limits(plan)?;
 
@@ -165,8 +209,18 @@ pub(crate) fn launch(
         talk: child_end,
         wait_mapped: plan.maps.is_some(),
         unshare: plan.namespaces.unshare,
-        joins: plan.namespaces.joins.iter().map(|join| open_namespace(join.kind, &join.path)).collect::<Result<_>>()?,
-        pid_namespace: plan.namespaces.pid.as_deref().map(|path| open_namespace(Kind::Pid, path)).transpose()?,
+        joins: plan
+            .namespaces
+            .joins
+            .iter()
+            .map(|join| open_namespace(join.kind, &join.path))
+            .collect::<Result<_>>()?,
+        pid_namespace: plan
+            .namespaces
+            .pid
+            .as_deref()
+            .map(|path| open_namespace(Kind::Pid, path))
+            .transpose()?,
         host_proc: Some(open_path("/proc")?),
         root_tree: None,
         trees: Vec::new(),
@@ -193,17 +247,24 @@ pub(crate) fn launch(
         adjust_oom_score(pid, adjustment)?;
     }
     if let (false, Some(cgroup)) = (placed, &undo.cgroup) {
-        cgroup.add(pid).context("unable to apply cgroup configuration")?;
+        cgroup
+            .add(pid)
+            .context("unable to apply cgroup configuration")?;
     }
     if wait_mapped {
         if let Some(maps) = &plan.maps {
-            maps.write(pid).context("linux.uidMappings, linux.gidMappings")?;
+            maps.write(pid)
+                .context("linux.uidMappings, linux.gidMappings")?;
         }
         debug!("process {pid} is mapped and in its cgroup");
         // A child that died meanwhile has said why.
         talk.mapped().ok();
     }
-    let mut launched = Launched { talk, console: None, undo };
+    let mut launched = Launched {
+        talk,
+        console: None,
+        undo,
+    };
     converse(request, &mut launched, &runtime_hooks)?;
     Ok(launched)
 }
@@ -211,21 +272,27 @@ pub(crate) fn launch(
 /// Answer the child until it is ready.
 fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepared]) -> Result<()> {
     loop {
-        let heard = launched.talk.hear().context("listen to the container's process")?;
+        let heard = launched
+            .talk
+            .hear()
+            .context("listen to the container's process")?;
         debug!("the container's process says {heard:?}");
         match heard {
             Heard::Entered(pid) => entered(request.plan, launched, pid)?,
             Heard::Rooted => {
                 let state = (request.state)("creating", launched.pid().as_raw());
                 for hook in runtime_hooks {
-                    hook.run(&state).map_err(|failure| HookFailed(failure.to_string()))?;
+                    hook.run(&state)
+                        .map_err(|failure| HookFailed(failure.to_string()))?;
                 }
                 launched.talk.hooked().ok();
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),
             Heard::Ready => return Ok(()),
             Heard::Failed(failure) => return Err(explain(request.plan, &failure)),
-            Heard::End => bail!("unable to start container process: the container's process died while it was set up"),
+            Heard::End => bail!(
+                "unable to start container process: the container's process died while it was set up"
+            ),
         }
     }
 }
@@ -236,10 +303,16 @@ fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
     if let Some(first) = launched.undo.process.replace(Cloned { pid, pidfd }) {
         while waitid(Id::PIDFd(first.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
     }
-    plan.process.oom_score_adj.map_or(Ok(()), |adjustment| adjust_oom_score(pid, adjustment))
+    plan.process
+        .oom_score_adj
+        .map_or(Ok(()), |adjustment| adjust_oom_score(pid, adjustment))
 }
 
-fn make_cgroup(request: &Request, limits: &[cgroup::Limit], devices: Option<&Devices>) -> Result<Option<Cgroup>> {
+fn make_cgroup(
+    request: &Request,
+    limits: &[cgroup::Limit],
+    devices: Option<&Devices>,
+) -> Result<Option<Cgroup>> {
     let control = &request.plan.control;
     let path = request.cgroup.display();
     let made = Cgroup::create(request.hierarchy, request.cgroup, limits);
@@ -254,7 +327,10 @@ fn make_cgroup(request: &Request, limits: &[cgroup::Limit], devices: Option<&Dev
         },
     };
     debug!("made cgroup {path}");
-    let undo = Undo { process: None, cgroup: Some(cgroup) };
+    let undo = Undo {
+        process: None,
+        cgroup: Some(cgroup),
+    };
     if let (Some(cgroup), Some(devices)) = (&undo.cgroup, devices) {
         cgroup.devices(devices).context("linux.resources.devices")?;
     }
@@ -276,15 +352,24 @@ fn clone_process(given: &mut Given, cgroup: Option<&Cgroup>) -> Result<(Cloned, 
             Err(Errno::EACCES | Errno::EPERM) => {}
             Err(errno) => return Err(clone_failed(errno)),
         }
-        let own_namespace = process::CloneFlags::from(clone_flag(Kind::Cgroup).bits().cast_unsigned());
+        let own_namespace =
+            process::CloneFlags::from(clone_flag(Kind::Cgroup).bits().cast_unsigned());
         given.unshare |= flags & own_namespace;
         given.wait_mapped = true;
-        return clone_child(given, flags & !own_namespace, None).map(|cloned| (cloned, false)).map_err(clone_failed);
+        return clone_child(given, flags & !own_namespace, None)
+            .map(|cloned| (cloned, false))
+            .map_err(clone_failed);
     }
-    clone_child(given, flags, None).map(|cloned| (cloned, true)).map_err(clone_failed)
+    clone_child(given, flags, None)
+        .map(|cloned| (cloned, true))
+        .map_err(clone_failed)
 }
 
-fn clone_child(given: &mut Given, flags: process::CloneFlags, cgroup: Option<&Cgroup>) -> nix::Result<Cloned> {
+fn clone_child(
+    given: &mut Given,
+    flags: process::CloneFlags,
+    cgroup: Option<&Cgroup>,
+) -> nix::Result<Cloned> {
     process::clone3(flags, cgroup.map(Cgroup::fd), || {
         // The child's copy of what was prepared; the parent's stays untouched.
         child::main(given)
@@ -294,11 +379,16 @@ fn clone_child(given: &mut Given, flags: process::CloneFlags, cgroup: Option<&Cg
 fn clone_failed(errno: Errno) -> anyhow::Error {
     let hint = match errno {
         Errno::ENOSPC => ": a limit in /proc/sys/user is reached",
-        Errno::EPERM => ": user namespaces may be disabled for unprivileged users (sysctl kernel.unprivileged_userns_clone, \
-             user.max_user_namespaces)",
+        Errno::EPERM => {
+            ": user namespaces may be disabled for unprivileged users (sysctl kernel.unprivileged_userns_clone, \
+             user.max_user_namespaces)"
+        }
         _ => "",
     };
-    anyhow!("unable to start container process: clone: {}{hint}", lower(errno))
+    anyhow!(
+        "unable to start container process: clone: {}{hint}",
+        lower(errno)
+    )
 }
 
 /// A user namespace cannot raise limits, so that is done here, for the child to inherit; it lowers them in the end.
@@ -325,7 +415,13 @@ fn adjust_oom_score(pid: Pid, adjustment: i32) -> Result<()> {
 }
 
 fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
-    let field = || format!("linux.namespaces: {} namespace {}", name(kind), path.display());
+    let field = || {
+        format!(
+            "linux.namespaces: {} namespace {}",
+            name(kind),
+            path.display()
+        )
+    };
     let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|errno| anyhow!(lower(errno)))
         .with_context(field)?;
@@ -337,7 +433,8 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
 }
 
 fn open_path(path: &str) -> Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).with_context(|| format!("open {path}"))
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .with_context(|| format!("open {path}"))
 }
 
 /// Clone the root's tree and the sources of bind mounts here, with the host's rights and in its mount namespace, where
@@ -349,13 +446,25 @@ fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
     let clone = |path: &Path, reach, change| -> nix::Result<OwnedFd> {
         let tree = mount::bind(path, reach, change)?;
         // As in the child's own namespace: a clone of the host's shared mount would be the host's peer.
-        mount::change(tree.as_fd(), Reach::Tree, Change::propagation(plan.root.setup.1.propagation))?;
+        mount::change(
+            tree.as_fd(),
+            Reach::Tree,
+            Change::propagation(plan.root.setup.1.propagation),
+        )?;
         Ok(tree)
     };
-    let failed = |what: String| move |errno| anyhow!("unable to start container process: {what}: {}", lower(errno));
+    let failed = |what: String| {
+        move |errno| {
+            anyhow!(
+                "unable to start container process: {what}: {}",
+                lower(errno)
+            )
+        }
+    };
     if plan.root.switch != crate::plan::Switch::Chroot {
         let tree = clone(&plan.root.path, Reach::Tree, Change::default());
-        given.root_tree = Some(tree.map_err(failed(format!("root.path {}", plan.root.path.display())))?);
+        given.root_tree =
+            Some(tree.map_err(failed(format!("root.path {}", plan.root.path.display())))?);
     }
     for op in &plan.mounts {
         given.trees.push(match &op.what {
@@ -373,7 +482,9 @@ fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
 fn lower(errno: Errno) -> String {
     let text = errno.desc();
     let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_ascii_lowercase().to_string() + letters.as_str())
+    letters.next().map_or_else(String::new, |first| {
+        first.to_ascii_lowercase().to_string() + letters.as_str()
+    })
 }
 
 fn mounting(source: &str, destination: &str) -> String {
@@ -382,15 +493,26 @@ fn mounting(source: &str, destination: &str) -> String {
 
 /// The sentence for what a child says of its end.
 fn explain(plan: &Plan, failure: &Failure) -> anyhow::Error {
-    let Failure { step, errno, subject } = failure;
+    let Failure {
+        step,
+        errno,
+        subject,
+    } = failure;
     let why = lower(*errno);
     let sentence = match step {
         Step::Hook => return anyhow!(HookFailed(subject.clone())),
         // COMPAT: engines tell a missing program (127) from a forbidden one (126) by these words.
-        Step::Lookup if !subject.contains('/') => format!("exec: {subject:?}: executable file not found in $PATH"),
-        Step::Lookup if *errno == Errno::EACCES || *errno == Errno::EISDIR => format!("exec: {subject:?}: {why}"),
+        Step::Lookup if !subject.contains('/') => {
+            format!("exec: {subject:?}: executable file not found in $PATH")
+        }
+        Step::Lookup if *errno == Errno::EACCES || *errno == Errno::EISDIR => {
+            format!("exec: {subject:?}: {why}")
+        }
         Step::Lookup => format!("exec: {subject:?}: stat {subject}: {why}"),
-        _ => format!("error during container init: {}", init_failure(plan, *step, &why, subject)),
+        _ => format!(
+            "error during container init: {}",
+            init_failure(plan, *step, &why, subject)
+        ),
     };
     anyhow!("unable to start container process: {sentence}")
 }
@@ -434,12 +556,22 @@ fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
 
 fn mount_failure(plan: &Plan, why: &str, subject: &str) -> String {
     let (index, said) = subject.split_once(' ').unwrap_or((subject, ""));
-    let Some(op) = index.parse().ok().and_then(|index: usize| plan.mounts.get(index)) else { return why.to_owned() };
+    let Some(op) = index
+        .parse()
+        .ok()
+        .and_then(|index: usize| plan.mounts.get(index))
+    else {
+        return why.to_owned();
+    };
     let what = mounting(&op.source(), &op.destination());
     if op.ordinary_directory && said.contains("ordinary directory") {
         return format!("{what}: filesystem {:?} {said}", op.kind());
     }
-    let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
+    let said = if said.is_empty() {
+        String::new()
+    } else {
+        format!(" ({said})")
+    };
     format!("{what}: {why}{said}")
 }
 

@@ -54,9 +54,15 @@ pub(crate) const LINKS: [(&str, &str); 6] = [
 /// # Errors
 /// Names the device when its numbers or its mode cannot be.
 pub(crate) fn nodes(configured: &[LinuxDevice]) -> Result<Vec<Node>> {
-    let mut nodes = configured.iter().map(configured_node).collect::<Result<Vec<_>>>()?;
+    let mut nodes = configured
+        .iter()
+        .map(configured_node)
+        .collect::<Result<Vec<_>>>()?;
     for (path, major, minor) in DEFAULTS {
-        if !nodes.iter().any(|node| node.untrusted_path == Path::new(path)) {
+        if !nodes
+            .iter()
+            .any(|node| node.untrusted_path == Path::new(path))
+        {
             nodes.push(Node {
                 untrusted_path: path.into(),
                 kind: SFlag::S_IFCHR,
@@ -79,12 +85,20 @@ fn configured_node(device: &LinuxDevice) -> Result<Node> {
         Type::A => bail!("linux.devices: {}: invalid device type: a", path.display()),
     };
     let number = |value: i64, name| {
-        u64::try_from(value).with_context(|| format!("linux.devices: {}: {name} {value} is negative", path.display()))
+        u64::try_from(value).with_context(|| {
+            format!(
+                "linux.devices: {}: {name} {value} is negative",
+                path.display()
+            )
+        })
     };
     let device_number = if kind == SFlag::S_IFIFO {
         0
     } else {
-        makedev(number(device.major(), "major")?, number(device.minor(), "minor")?)
+        makedev(
+            number(device.major(), "major")?,
+            number(device.minor(), "minor")?,
+        )
     };
     Ok(Node {
         untrusted_path: relative(path),
@@ -102,15 +116,30 @@ mod tests {
     use oci_spec::runtime::LinuxDeviceBuilder;
 
     fn device(path: &str, kind: Type) -> LinuxDevice {
-        LinuxDeviceBuilder::default().path(path).typ(kind).major(10).minor(229).file_mode(0o600u32).uid(5u32).gid(6u32).build().unwrap()
+        LinuxDeviceBuilder::default()
+            .path(path)
+            .typ(kind)
+            .major(10)
+            .minor(229)
+            .file_mode(0o600u32)
+            .uid(5u32)
+            .gid(6u32)
+            .build()
+            .unwrap()
     }
 
     #[test]
     fn a_configured_node_replaces_the_default_of_its_name() {
         let nodes = nodes(&[device("/dev/null", Type::U)]).unwrap();
         assert_eq!(nodes.len(), 6);
-        let null = nodes.iter().find(|node| node.untrusted_path == Path::new("dev/null")).unwrap();
-        assert_eq!((null.device, null.mode.bits(), null.uid, null.gid), (makedev(10, 229), 0o600, 5, 6));
+        let null = nodes
+            .iter()
+            .find(|node| node.untrusted_path == Path::new("dev/null"))
+            .unwrap();
+        assert_eq!(
+            (null.device, null.mode.bits(), null.uid, null.gid),
+            (makedev(10, 229), 0o600, 5, 6)
+        );
         assert_eq!(null.kind, SFlag::S_IFCHR);
     }
 

@@ -20,7 +20,8 @@ pub(crate) struct Host {
 impl Host {
     /// Ask the kernel.
     pub(crate) fn probe() -> Result<Self> {
-        let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+        let map =
+            std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
         Ok(Self {
             uid: Uid::effective(),
             gid: Gid::effective(),

@@ -125,18 +125,38 @@ impl Plan {
     /// Names the field when the bundle asks for what cannot be.
     pub(crate) fn init(spec: &Spec, bundle: &Path, options: &Options, host: &Host) -> Result<Self> {
         let linux = spec.linux().clone().unwrap_or_default();
-        let process = spec.process().as_ref().context("process property must not be empty")?;
+        let process = spec
+            .process()
+            .as_ref()
+            .context("process property must not be empty")?;
         let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default());
         let user_namespace = namespaces.has(Kind::User);
-        let available = if user_namespace { ALL_CAPABILITIES } else { host.capabilities };
+        let available = if user_namespace {
+            ALL_CAPABILITIES
+        } else {
+            host.capabilities
+        };
         let (mut process, warnings) = Process::new(process, available)?;
         if options.listen_fds > 0 {
-            process.env.push(std::ffi::CString::new(format!("LISTEN_FDS={}", options.listen_fds))?);
+            process.env.push(std::ffi::CString::new(format!(
+                "LISTEN_FDS={}",
+                options.listen_fds
+            ))?);
             process.env.push(c"LISTEN_PID=1".to_owned());
         }
         let maps = namespaces.is_new(Kind::User).then(|| Maps {
-            uids: linux.uid_mappings().iter().flatten().map(Range::from).collect(),
-            gids: linux.gid_mappings().iter().flatten().map(Range::from).collect(),
+            uids: linux
+                .uid_mappings()
+                .iter()
+                .flatten()
+                .map(Range::from)
+                .collect(),
+            gids: linux
+                .gid_mappings()
+                .iter()
+                .flatten()
+                .map(Range::from)
+                .collect(),
         });
         check_mapped(&process, maps.as_ref())?;
         let rootless = host.rootless();
@@ -153,7 +173,9 @@ impl Plan {
             .map(|mount| mounts::operation(mount, bundle, hierarchy))
             .collect::<Result<Vec<_>>>()?;
         if namespaces.origin(Kind::Mount) == Origin::Inherited && !mounts.is_empty() {
-            bail!("mounts: they need a mount namespace of the container's own (linux.namespaces: mount)");
+            bail!(
+                "mounts: they need a mount namespace of the container's own (linux.namespaces: mount)"
+            );
         }
         let fill_dev = !mounts.iter().any(|op| {
             op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
@@ -171,7 +193,11 @@ impl Plan {
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
             time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
             nodes: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,
-            making: if user_namespace || host.in_user_namespace { Making::Bind } else { Making::Node },
+            making: if user_namespace || host.in_user_namespace {
+                Making::Bind
+            } else {
+                Making::Node
+            },
             masked: inner_paths(linux.masked_paths().as_ref()),
             read_only: inner_paths(linux.readonly_paths().as_ref()),
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
@@ -199,7 +225,10 @@ impl Plan {
 
 fn check_mapped(process: &Process, maps: Option<&Maps>) -> Result<()> {
     let Some(maps) = maps else { return Ok(()) };
-    for (what, id, ranges) in [("setuid", process.uid, &maps.uids), ("setgid", process.gid, &maps.gids)] {
+    for (what, id, ranges) in [
+        ("setuid", process.uid, &maps.uids),
+        ("setgid", process.gid, &maps.gids),
+    ] {
         if idmap::to_host(ranges, id).is_none() {
             let kind = &what[3..];
             bail!("process.user: cannot {what} to unmapped {kind} {id} in user namespace");
@@ -223,8 +252,9 @@ fn root(
                 Some(rest) => (Reach::Tree, rest),
                 None => (Reach::One, word),
             };
-            let flag = mounts::propagation(plain)
-                .with_context(|| format!("linux.rootfsPropagation: {word:?} is not a propagation"))?;
+            let flag = mounts::propagation(plain).with_context(|| {
+                format!("linux.rootfsPropagation: {word:?} is not a propagation")
+            })?;
             (reach, flag)
         }
     };
@@ -253,7 +283,8 @@ fn root(
 /// Whom the cgroup is given to (cgroups(7), delegation).
 fn delegate(mounts: &[MountOp], own_namespace: bool, maps: Option<&Maps>, uid: u32) -> Option<Uid> {
     let writable = |op: &MountOp| {
-        matches!(op.what, What::Cgroup { .. }) && op.change.set & crate::sys::mount::attr::RDONLY == 0
+        matches!(op.what, What::Cgroup { .. })
+            && op.change.set & crate::sys::mount::attr::RDONLY == 0
     };
     let host = maps.map_or(Some(uid), |maps| idmap::to_host(&maps.uids, uid))?;
     (own_namespace && mounts.iter().any(writable)).then(|| Uid::from_raw(host))
@@ -281,7 +312,10 @@ mod tests {
 
     #[test]
     fn time_offsets_are_lines_of_clock_seconds_and_nanoseconds() {
-        let offset = oci_spec::runtime::LinuxTimeOffsetBuilder::default().secs(-7i64).build().unwrap();
+        let offset = oci_spec::runtime::LinuxTimeOffsetBuilder::default()
+            .secs(-7i64)
+            .build()
+            .unwrap();
         let offsets = HashMap::from([("boottime".to_owned(), offset)]);
         assert_eq!(time_offsets(offsets.iter()), "boottime -7 0\n");
     }

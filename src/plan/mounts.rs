@@ -17,9 +17,16 @@ pub(crate) enum What {
     /// A file or directory of the host, with the mounts below it or without.
     Bind { source: PathBuf, reach: Reach },
     /// A new instance of a file system.
-    Filesystem { kind: CString, source: CString, parameters: Vec<Parameter> },
+    Filesystem {
+        kind: CString,
+        source: CString,
+        parameters: Vec<Parameter>,
+    },
     /// The cgroup v2 hierarchy.
-    Cgroup { parameters: Vec<Parameter>, how: Hierarchy },
+    Cgroup {
+        parameters: Vec<Parameter>,
+        how: Hierarchy,
+    },
     /// No new mount: change the attributes of what is mounted there.
     Remount,
 }
@@ -82,7 +89,11 @@ impl MountOp {
 
     /// The attributes to give when it is mounted: read-only waits where something is still to be put inside.
     pub(crate) fn at_first(&self) -> Change {
-        let set = if self.read_only_late { self.change.set & !attr::RDONLY } else { self.change.set };
+        let set = if self.read_only_late {
+            self.change.set & !attr::RDONLY
+        } else {
+            self.change.set
+        };
         Change::attributes(set, self.change.clear)
     }
 
@@ -98,8 +109,14 @@ impl MountOp {
 /// What one option word does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Word {
-    Attribute { set: u64, clear: u64 },
-    Recursive { set: u64, clear: u64 },
+    Attribute {
+        set: u64,
+        clear: u64,
+    },
+    Recursive {
+        set: u64,
+        clear: u64,
+    },
     Propagation(Reach, u64),
     Bind(Reach),
     Remount,
@@ -111,11 +128,21 @@ enum Word {
 }
 
 const fn set(bits: u64) -> Word {
-    Word::Attribute { set: bits, clear: if bits & attr::ATIME != 0 { attr::ATIME } else { 0 } }
+    Word::Attribute {
+        set: bits,
+        clear: if bits & attr::ATIME != 0 {
+            attr::ATIME
+        } else {
+            0
+        },
+    }
 }
 
 const fn clear(bits: u64) -> Word {
-    Word::Attribute { set: 0, clear: bits }
+    Word::Attribute {
+        set: 0,
+        clear: bits,
+    }
 }
 
 const fn all(word: Word) -> Word {
@@ -165,7 +192,9 @@ fn meaning(word: &str) -> Option<Word> {
         "rbind" => Word::Bind(Reach::Tree),
         "remount" => Word::Remount,
         "tmpcopyup" => Word::CopyUp,
-        "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => Word::Superblock,
+        "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => {
+            Word::Superblock
+        }
         "defaults" | "iversion" | "noiversion" | "loud" | "silent" => Word::Nothing,
         _ => {
             let (reach, word) = match word.strip_prefix('r') {
@@ -232,8 +261,14 @@ fn merge(change: &mut Change, set: u64, clear: u64) {
 fn parameter(word: &str) -> Result<Parameter> {
     let text = |part: &str| CString::new(part).with_context(|| format!("mount option {part:?}"));
     Ok(match word.split_once('=') {
-        Some((key, value)) => Parameter { key: text(key)?, value: Some(text(value)?) },
-        None => Parameter { key: text(word)?, value: None },
+        Some((key, value)) => Parameter {
+            key: text(key)?,
+            value: Some(text(value)?),
+        },
+        None => Parameter {
+            key: text(word)?,
+            value: None,
+        },
     })
 }
 
@@ -249,10 +284,20 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
     let destination = mount.destination();
     let context = || format!("mounts: {}", destination.display());
     let none = Vec::new();
-    let Options { change, recursive, propagation, bind, remount, copy_up, superblock, mut parameters } =
-        Options::read(mount.options().as_ref().unwrap_or(&none)).with_context(context)?;
+    let Options {
+        change,
+        recursive,
+        propagation,
+        bind,
+        remount,
+        copy_up,
+        superblock,
+        mut parameters,
+    } = Options::read(mount.options().as_ref().unwrap_or(&none)).with_context(context)?;
     let kind = mount.typ().as_deref().unwrap_or_default();
-    let bind = bind.or((kind == "bind").then_some(Reach::One)).or((kind == "rbind").then_some(Reach::Tree));
+    let bind = bind
+        .or((kind == "bind").then_some(Reach::One))
+        .or((kind == "rbind").then_some(Reach::Tree));
     let read_only = change.set & attr::RDONLY != 0;
     let is_dev = relative(destination) == Path::new("dev");
     let mut op = MountOp {
@@ -270,20 +315,37 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
     }
     if let Some(reach) = bind {
         if !parameters.is_empty() {
-            return Err(anyhow::anyhow!("bind mounts cannot have any filesystem-specific options applied"))
-                .with_context(context);
+            return Err(anyhow::anyhow!(
+                "bind mounts cannot have any filesystem-specific options applied"
+            ))
+            .with_context(context);
         }
-        let Some(source) = mount.source() else { bail!("mounts: {}: a bind mount needs a source", destination.display()) };
-        op.what = What::Bind { source: bundle.join(source), reach };
+        let Some(source) = mount.source() else {
+            bail!(
+                "mounts: {}: a bind mount needs a source",
+                destination.display()
+            )
+        };
+        op.what = What::Bind {
+            source: bundle.join(source),
+            reach,
+        };
         op.read_only_late = read_only && is_dev;
         return Ok(op);
     }
     op.what = match kind {
-        "" => bail!("mounts: {}: a mount needs a type unless it is a bind mount", destination.display()),
+        "" => bail!(
+            "mounts: {}: a mount needs a type unless it is a bind mount",
+            destination.display()
+        ),
         "cgroup" | "cgroup2" => {
             // COMPAT: words meant for cgroup v1 (controller names, name=systemd, xattr) are dropped, as runc does.
-            parameters.retain(|p| matches!(p.key.to_bytes(), b"nsdelegate" | b"memory_recursiveprot"));
-            What::Cgroup { parameters, how: hierarchy }
+            parameters
+                .retain(|p| matches!(p.key.to_bytes(), b"nsdelegate" | b"memory_recursiveprot"));
+            What::Cgroup {
+                parameters,
+                how: hierarchy,
+            }
         }
         _ => {
             op.ordinary_directory = matches!(kind, "proc" | "sysfs");
@@ -291,9 +353,16 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
             if read_only && !ATTRIBUTE_ONLY.contains(&kind) {
                 parameters.push(parameter("ro")?);
             }
-            let source = mount.source().clone().unwrap_or_else(|| PathBuf::from(kind));
+            let source = mount
+                .source()
+                .clone()
+                .unwrap_or_else(|| PathBuf::from(kind));
             let kind = CString::new(kind).with_context(context)?;
-            What::Filesystem { kind, source: CString::new(source.into_os_string().into_vec()).with_context(context)?, parameters }
+            What::Filesystem {
+                kind,
+                source: CString::new(source.into_os_string().into_vec()).with_context(context)?,
+                parameters,
+            }
         }
     };
     Ok(op)
@@ -308,7 +377,11 @@ impl What {
 /// Paths to mask or to make read-only, relative to the root, each once.
 pub(crate) fn inner_paths(paths: Option<&Vec<String>>) -> Vec<PathBuf> {
     let mut once = Vec::new();
-    for path in paths.into_iter().flatten().map(|path| relative(Path::new(path))) {
+    for path in paths
+        .into_iter()
+        .flatten()
+        .map(|path| relative(Path::new(path)))
+    {
         if !once.contains(&path) {
             once.push(path);
         }
@@ -327,8 +400,18 @@ mod tests {
     use oci_spec::runtime::MountBuilder;
 
     fn op(kind: &str, options: &str) -> Result<MountOp> {
-        let options: Vec<_> = options.split(',').filter(|w| !w.is_empty()).map(str::to_owned).collect();
-        let mount = MountBuilder::default().destination("/x").typ(kind).source("src").options(options).build().unwrap();
+        let options: Vec<_> = options
+            .split(',')
+            .filter(|w| !w.is_empty())
+            .map(str::to_owned)
+            .collect();
+        let mount = MountBuilder::default()
+            .destination("/x")
+            .typ(kind)
+            .source("src")
+            .options(options)
+            .build()
+            .unwrap();
         operation(&mount, Path::new("/bundle"), Hierarchy::New)
     }
 
@@ -346,20 +429,34 @@ mod tests {
             ("ro,rw", 0, attr::RDONLY),
             ("rw,ro", attr::RDONLY, 0),
             ("noatime", attr::NOATIME, attr::ATIME & !attr::NOATIME),
-            ("noatime,strictatime", attr::STRICTATIME, attr::ATIME & !attr::STRICTATIME),
+            (
+                "noatime,strictatime",
+                attr::STRICTATIME,
+                attr::ATIME & !attr::STRICTATIME,
+            ),
             ("relatime", 0, attr::ATIME),
             ("nosymfollow,dev", attr::NOSYMFOLLOW, attr::NODEV),
         ] {
             let op = op("tmpfs", words).unwrap();
             // What is set must be among what is cleared only for the access time field, which the kernel wants whole.
-            assert_eq!((op.change.set, op.change.clear & !set), (set, clear), "{words}");
+            assert_eq!(
+                (op.change.set, op.change.clear & !set),
+                (set, clear),
+                "{words}"
+            );
         }
     }
 
     #[test]
     fn recursive_words_reach_the_tree() {
         let op = op("bind", "rbind,rro,rnosuid").unwrap();
-        assert_eq!(op.what, What::Bind { source: "/bundle/src".into(), reach: Reach::Tree });
+        assert_eq!(
+            op.what,
+            What::Bind {
+                source: "/bundle/src".into(),
+                reach: Reach::Tree
+            }
+        );
         assert_eq!(op.recursive.set, attr::RDONLY | attr::NOSUID);
         assert_eq!(op.change, Change::default());
     }
@@ -367,13 +464,20 @@ mod tests {
     #[test]
     fn propagation_words_keep_their_order_and_reach() {
         let op = op("bind", "bind,rshared,slave").unwrap();
-        let wanted = [(Reach::Tree, Change::propagation(libc::MS_SHARED)), (Reach::One, Change::propagation(libc::MS_SLAVE))];
+        let wanted = [
+            (Reach::Tree, Change::propagation(libc::MS_SHARED)),
+            (Reach::One, Change::propagation(libc::MS_SLAVE)),
+        ];
         assert_eq!(op.propagation, wanted);
     }
 
     #[test]
     fn unknown_words_are_parameters_of_the_file_system() {
-        let What::Filesystem { parameters, .. } = op("tmpfs", "nosuid,size=64k,mode=755,acl").unwrap().what else { panic!() };
+        let What::Filesystem { parameters, .. } =
+            op("tmpfs", "nosuid,size=64k,mode=755,acl").unwrap().what
+        else {
+            panic!()
+        };
         let words: Vec<_> = parameters.iter().map(|p| p.key.to_str().unwrap()).collect();
         assert_eq!(words, ["size", "mode", "acl"]);
     }
@@ -381,7 +485,10 @@ mod tests {
     #[test]
     fn a_bind_mount_with_parameters_is_refused() {
         let error = format!("{:#}", op("none", "bind,size=1k").unwrap_err());
-        assert_eq!(error, "mounts: /x: bind mounts cannot have any filesystem-specific options applied");
+        assert_eq!(
+            error,
+            "mounts: /x: bind mounts cannot have any filesystem-specific options applied"
+        );
     }
 
     #[test]

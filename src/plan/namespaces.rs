@@ -58,8 +58,15 @@ fn flag(kind: Kind) -> CloneFlags {
 
 /// The order of joining: the user namespace first, for it gives the rights over the others; the mount namespace last,
 /// for the paths of the others were opened before; a pid namespace has its own moment.
-const JOIN_ORDER: [Kind; 7] =
-    [Kind::User, Kind::Ipc, Kind::Uts, Kind::Network, Kind::Cgroup, Kind::Time, Kind::Mount];
+const JOIN_ORDER: [Kind; 7] = [
+    Kind::User,
+    Kind::Ipc,
+    Kind::Uts,
+    Kind::Network,
+    Kind::Cgroup,
+    Kind::Time,
+    Kind::Mount,
+];
 
 impl Namespaces {
     pub(crate) fn new(wanted: &[LinuxNamespace]) -> Self {
@@ -70,9 +77,18 @@ impl Namespaces {
             Some(_) => Origin::New,
         };
         let new = |kinds: &[Kind]| {
-            kinds.iter().filter(|kind| origin(**kind) == Origin::New).fold(0, |flags, kind| flags | flag(*kind))
+            kinds
+                .iter()
+                .filter(|kind| origin(**kind) == Origin::New)
+                .fold(0, |flags, kind| flags | flag(*kind))
         };
-        let without_user = [Kind::Mount, Kind::Network, Kind::Ipc, Kind::Uts, Kind::Cgroup];
+        let without_user = [
+            Kind::Mount,
+            Kind::Network,
+            Kind::Ipc,
+            Kind::Uts,
+            Kind::Cgroup,
+        ];
         // KERNEL: all in one clone would leave the namespaces to a user namespace without a mapped root, and mqueue's
         // root directory would belong to uid 65534. The pid namespace has to be in the clone: it starts with a child.
         let (clone, unshare) = match origin(Kind::User) {
@@ -86,7 +102,15 @@ impl Namespaces {
             _ => SecondFork::Never,
         };
         let path = |kind| find(kind).and_then(|namespace| namespace.path().clone());
-        let joins = JOIN_ORDER.into_iter().filter_map(|kind| Some(Join { kind, path: path(kind)? })).collect();
+        let joins = JOIN_ORDER
+            .into_iter()
+            .filter_map(|kind| {
+                Some(Join {
+                    kind,
+                    path: path(kind)?,
+                })
+            })
+            .collect();
         let kinds = JOIN_ORDER.into_iter().chain([Kind::Pid]);
         Self {
             clone,
@@ -100,7 +124,10 @@ impl Namespaces {
     }
 
     pub(crate) fn origin(&self, kind: Kind) -> Origin {
-        self.origins.iter().find(|(known, _)| *known == kind).map_or(Origin::Inherited, |(_, origin)| *origin)
+        self.origins
+            .iter()
+            .find(|(known, _)| *known == kind)
+            .map_or(Origin::Inherited, |(_, origin)| *origin)
     }
 
     pub(crate) fn is_new(&self, kind: Kind) -> bool {
@@ -143,9 +170,19 @@ mod tests {
             .split(", ")
             .map(|item| {
                 let (how, kind) = item.split_once(' ').unwrap();
-                let kind = JOIN_ORDER.into_iter().chain([Kind::Pid]).find(|k| name(*k) == kind).unwrap();
+                let kind = JOIN_ORDER
+                    .into_iter()
+                    .chain([Kind::Pid])
+                    .find(|k| name(*k) == kind)
+                    .unwrap();
                 let builder = LinuxNamespaceBuilder::default().typ(kind);
-                if how == "join" { builder.path("/proc/1/ns/x") } else { builder }.build().unwrap()
+                if how == "join" {
+                    builder.path("/proc/1/ns/x")
+                } else {
+                    builder
+                }
+                .build()
+                .unwrap()
             })
             .collect();
         Namespaces::new(&list)
@@ -154,7 +191,10 @@ mod tests {
     #[test]
     fn second_fork_only_where_a_pid_namespace_is_entered_late() {
         for (config, fork) in [
-            ("new pid, new mount, new network, new ipc, new uts, new cgroup", SecondFork::Never),
+            (
+                "new pid, new mount, new network, new ipc, new uts, new cgroup",
+                SecondFork::Never,
+            ),
             ("new user, new pid, new mount", SecondFork::Never),
             ("new user, new time", SecondFork::Never),
             ("join network", SecondFork::Never),
@@ -176,7 +216,10 @@ mod tests {
     #[test]
     fn without_a_user_namespace_one_clone_makes_all() {
         let plan = entry("new pid, new mount, new cgroup, join network");
-        assert_eq!(plan.clone, flag(Kind::Pid) | flag(Kind::Mount) | flag(Kind::Cgroup));
+        assert_eq!(
+            plan.clone,
+            flag(Kind::Pid) | flag(Kind::Mount) | flag(Kind::Cgroup)
+        );
         assert_eq!(plan.unshare, 0);
     }
 

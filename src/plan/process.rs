@@ -71,16 +71,29 @@ impl Process {
     pub(crate) fn new(process: &runtime::Process, available: u64) -> Result<(Self, Vec<String>)> {
         let user = process.user();
         let strings = |list: &[String], field: &'static str| -> Result<Vec<CString>> {
-            list.iter().map(|text| CString::new(text.as_str()).with_context(|| format!("{field}: {text:?}"))).collect()
+            list.iter()
+                .map(|text| {
+                    CString::new(text.as_str()).with_context(|| format!("{field}: {text:?}"))
+                })
+                .collect()
         };
         let env = last_of_each(process.env().as_deref().unwrap_or_default());
         let path = env.iter().find_map(|line| line.strip_prefix("PATH="));
         let search = std::env::split_paths(OsStr::new(path.unwrap_or(DEFAULT_PATH)))
-            .map(|dir| if dir.as_os_str().is_empty() { PathBuf::from(".") } else { dir })
+            .map(|dir| {
+                if dir.as_os_str().is_empty() {
+                    PathBuf::from(".")
+                } else {
+                    dir
+                }
+            })
             .collect();
         let (capabilities, warnings) = sets(process.capabilities().as_ref(), available);
         let plan = Self {
-            args: strings(process.args().as_deref().unwrap_or_default(), "process.args")?,
+            args: strings(
+                process.args().as_deref().unwrap_or_default(),
+                "process.args",
+            )?,
             env: strings(&env, "process.env")?,
             search,
             cwd: process.cwd().clone(),
@@ -92,34 +105,48 @@ impl Process {
             limits: process.rlimits().iter().flatten().map(limit).collect(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj: process.oom_score_adj(),
-            terminal: process.terminal().unwrap_or(false).then(|| Terminal { size: size(process) }),
+            terminal: process.terminal().unwrap_or(false).then(|| Terminal {
+                size: size(process),
+            }),
         };
         Ok((plan, warnings))
     }
 
     /// The name of the program as it was asked for.
     pub(crate) fn program(&self) -> &OsStr {
-        self.args.first().map_or(OsStr::new(""), |program| OsStr::from_bytes(program.to_bytes()))
+        self.args.first().map_or(OsStr::new(""), |program| {
+            OsStr::from_bytes(program.to_bytes())
+        })
     }
 }
 
 fn size(process: &runtime::Process) -> Option<WindowSize> {
     let size = process.console_size()?;
     let characters = |number: u64| u16::try_from(number).unwrap_or(u16::MAX);
-    Some(WindowSize { rows: characters(size.height()), columns: characters(size.width()) })
+    Some(WindowSize {
+        rows: characters(size.height()),
+        columns: characters(size.width()),
+    })
 }
 
 /// Of several lines with one name the last counts.
 fn last_of_each(env: &[String]) -> Vec<String> {
     let mut seen = HashSet::new();
     let name = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
-    let mut kept: Vec<_> = env.iter().rev().filter(|line| seen.insert(name(line))).cloned().collect();
+    let mut kept: Vec<_> = env
+        .iter()
+        .rev()
+        .filter(|line| seen.insert(name(line)))
+        .cloned()
+        .collect();
     kept.reverse();
     kept
 }
 
 fn sets(wanted: Option<&runtime::LinuxCapabilities>, available: u64) -> (Sets, Vec<String>) {
-    let Some(wanted) = wanted else { return (Sets::default(), Vec::new()) };
+    let Some(wanted) = wanted else {
+        return (Sets::default(), Vec::new());
+    };
     let mut missing = Vec::new();
     let mut set = |names: &Option<Capabilities>| {
         let mut bits = 0;
@@ -166,7 +193,11 @@ fn limit(limit: &runtime::PosixRlimit) -> Limit {
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     };
-    Limit { resource, soft: limit.soft(), hard: limit.hard() }
+    Limit {
+        resource,
+        soft: limit.soft(),
+        hard: limit.hard(),
+    }
 }
 
 #[cfg(test)]
@@ -176,7 +207,12 @@ mod tests {
 
     fn process(env: &[&str]) -> Process {
         let env: Vec<_> = env.iter().map(|line| (*line).to_owned()).collect();
-        let config = ProcessBuilder::default().args(["sh".to_owned()]).env(env).cwd("/").build().unwrap();
+        let config = ProcessBuilder::default()
+            .args(["sh".to_owned()])
+            .env(env)
+            .cwd("/")
+            .build()
+            .unwrap();
         Process::new(&config, ALL_CAPABILITIES).unwrap().0
     }
 
@@ -188,7 +224,11 @@ mod tests {
 
     #[test]
     fn the_search_path_comes_from_the_containers_environment() {
-        for (env, first) in [(&["PATH=/x:/y"][..], "/x"), (&["PATH=:/y"], "."), (&[], "/usr/local/sbin")] {
+        for (env, first) in [
+            (&["PATH=/x:/y"][..], "/x"),
+            (&["PATH=:/y"], "."),
+            (&[], "/usr/local/sbin"),
+        ] {
             assert_eq!(process(env).search[0], PathBuf::from(first), "{env:?}");
         }
     }
@@ -196,10 +236,16 @@ mod tests {
     #[test]
     fn a_capability_that_cannot_be_given_is_a_warning() {
         let names = HashSet::from([Capability::Kill, Capability::SysResource]);
-        let wanted = LinuxCapabilitiesBuilder::default().bounding(names).build().unwrap();
+        let wanted = LinuxCapabilitiesBuilder::default()
+            .bounding(names)
+            .build()
+            .unwrap();
         let kill = caps::Capability::CAP_KILL.bitmask();
         let (sets, warnings) = sets(Some(&wanted), kill);
         assert_eq!(sets.bounding, kill);
-        assert_eq!(warnings, ["ignoring unavailable capability CAP_SYS_RESOURCE"]);
+        assert_eq!(
+            warnings,
+            ["ignoring unavailable capability CAP_SYS_RESOURCE"]
+        );
     }
 }

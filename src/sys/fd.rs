@@ -4,26 +4,48 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType};
+use nix::sys::socket::{
+    self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+};
 
 /// A connected pair of sockets that keep message borders; closed on exec.
 pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
-    socket::socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    socket::socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
 }
 
 /// Send `data`, with the descriptors `fds` attached when there are any.
 pub(crate) fn send(socket: BorrowedFd, data: &[u8], fds: &[RawFd]) -> nix::Result<()> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control: &[ControlMessage] = if fds.is_empty() { &[] } else { &rights };
-    socket::sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(data)], control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
+    socket::sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(data)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map(drop)
 }
 
 /// Receive one message into `buffer`: its length (0 at the end of the conversation) and the descriptor it carried.
-pub(crate) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> nix::Result<(usize, Option<OwnedFd>)> {
+pub(crate) fn receive(
+    socket: BorrowedFd,
+    buffer: &mut [u8],
+) -> nix::Result<(usize, Option<OwnedFd>)> {
     let mut space = nix::cmsg_space!(RawFd);
     let mut slices = [IoSliceMut::new(buffer)];
     let message = loop {
-        match socket::recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+        match socket::recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut slices,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
             Err(Errno::EINTR) => {}
             other => break other?,
         }
@@ -32,7 +54,10 @@ pub(crate) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> nix::Result<(usi
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
             // SAFETY: the kernel made these descriptors for this message; nobody else owns them.
-            fd = fds.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }).next_back();
+            fd = fds
+                .into_iter()
+                .map(|raw| unsafe { OwnedFd::from_raw_fd(raw) })
+                .next_back();
         }
     }
     Ok((message.bytes, fd))
@@ -41,7 +66,14 @@ pub(crate) fn receive(socket: BorrowedFd, buffer: &mut [u8]) -> nix::Result<(usi
 /// Mark every descriptor from `first` on as closed on exec, in one call (close_range, Linux 5.11).
 pub(crate) fn cloexec_from(first: u32) -> nix::Result<()> {
     // SAFETY: only flags of descriptors change; none is closed while somebody owns it.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
     Errno::result(done).map(drop)
 }
 

@@ -54,11 +54,18 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn attributes(set: u64, clear: u64) -> Self {
-        Self { set, clear, ..Self::default() }
+        Self {
+            set,
+            clear,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn propagation(propagation: u64) -> Self {
-        Self { propagation, ..Self::default() }
+        Self {
+            propagation,
+            ..Self::default()
+        }
     }
 
     pub(crate) fn is_none(&self) -> bool {
@@ -116,7 +123,14 @@ fn attach_at(mount: BorrowedFd, dir: BorrowedFd, path: &CStr, flags: c_uint) -> 
     let (from, flags) = (c"".as_ptr(), flags | MOVE_MOUNT_F_EMPTY_PATH);
     // SAFETY: both paths are null-terminated and only read.
     let done = unsafe {
-        libc::syscall(libc::SYS_move_mount, mount.as_raw_fd(), from, dir.as_raw_fd(), path.as_ptr(), flags)
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            from,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+        )
     };
     Errno::result(done).map(drop)
 }
@@ -175,15 +189,34 @@ pub(crate) fn new_filesystem<'p>(
     }
     configure(&context, FSCONFIG_CMD_CREATE, None, None).map_err(explain)?;
     // SAFETY: integers only.
-    new_fd(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, attributes) })
-        .map_err(explain)
+    new_fd(unsafe {
+        libc::syscall(
+            libc::SYS_fsmount,
+            context.as_raw_fd(),
+            FSMOUNT_CLOEXEC,
+            attributes,
+        )
+    })
+    .map_err(explain)
 }
 
-fn configure(context: &OwnedFd, command: c_uint, key: Option<&CStr>, value: Option<&CStr>) -> nix::Result<()> {
+fn configure(
+    context: &OwnedFd,
+    command: c_uint,
+    key: Option<&CStr>,
+    value: Option<&CStr>,
+) -> nix::Result<()> {
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: key and value are null or null-terminated strings, only read, as these commands want them.
     let done = unsafe {
-        libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), command, pointer(key), pointer(value), 0)
+        libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            command,
+            pointer(key),
+            pointer(value),
+            0,
+        )
     };
     Errno::result(done).map(drop)
 }
@@ -198,7 +231,11 @@ fn complaints(context: &OwnedFd) -> String {
         if !text.is_empty() {
             text.push_str("; ");
         }
-        text.push_str(said.strip_prefix("e ").or_else(|| said.strip_prefix("w ")).unwrap_or(said));
+        text.push_str(
+            said.strip_prefix("e ")
+                .or_else(|| said.strip_prefix("w "))
+                .unwrap_or(said),
+        );
     }
     text
 }

@@ -8,13 +8,20 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 /// Set the loopback device of this process's network namespace up.
 pub(crate) fn loopback_up() -> nix::Result<()> {
     // Any socket serves for device ioctls; a unix one exists on every kernel.
-    let door = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let door = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = (*from).cast_signed().into();
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).map_err(|_| Errno::EINVAL)?;
+    request.ifr_ifru.ifru_flags =
+        libc::c_short::try_from(libc::IFF_UP).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the kernel reads one ifreq, which outlives the call.
-    Errno::result(unsafe { libc::ioctl(door.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(door.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+        .map(drop)
 }

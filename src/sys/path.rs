@@ -15,15 +15,24 @@ const MAX_LINKS: usize = 40;
 
 /// Open `untrusted_path` with the root directory `root` standing for `/`: absolute links and `..` stay inside it
 /// (openat2 with RESOLVE_IN_ROOT, Linux 5.6). Magic links are not followed.
-pub(crate) fn open_in_root(root: BorrowedFd, untrusted_path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+pub(crate) fn open_in_root(
+    root: BorrowedFd,
+    untrusted_path: &Path,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
     open_how(root, untrusted_path, flags, resolve)
 }
 
 /// The same without following any symbolic link on the way (ELOOP when one is met).
-pub(crate) fn open_no_links(root: BorrowedFd, untrusted_path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let resolve =
-        ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS | ResolveFlag::RESOLVE_NO_SYMLINKS;
+pub(crate) fn open_no_links(
+    root: BorrowedFd,
+    untrusted_path: &Path,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT
+        | ResolveFlag::RESOLVE_NO_MAGICLINKS
+        | ResolveFlag::RESOLVE_NO_SYMLINKS;
     open_how(root, untrusted_path, flags, resolve)
 }
 
@@ -37,8 +46,15 @@ pub(crate) fn open_beneath(dir: BorrowedFd, path: &Path, flags: OFlag) -> nix::R
     open_how(dir, path, flags, resolve)
 }
 
-fn open_how(root: BorrowedFd, path: &Path, flags: OFlag, resolve: ResolveFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+fn open_how(
+    root: BorrowedFd,
+    path: &Path,
+    flags: OFlag,
+    resolve: ResolveFlag,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(resolve);
     // EAGAIN: something was renamed or mounted while `..` was resolved; the kernel asks to try again.
     for _ in 0..64 {
         match openat2(root, path, how) {
@@ -62,7 +78,11 @@ pub(crate) enum Kind {
 /// A dangling symbolic link is completed inside the root, as the kernel would see it from there.
 // CVE-2024-45310: each component is made relative to a handle on its parent, so a link swapped in meanwhile leads
 // nowhere outside.
-pub(crate) fn ensure(root: BorrowedFd, untrusted_path: &Path, kind: Kind) -> nix::Result<(OwnedFd, bool)> {
+pub(crate) fn ensure(
+    root: BorrowedFd,
+    untrusted_path: &Path,
+    kind: Kind,
+) -> nix::Result<(OwnedFd, bool)> {
     match open_in_root(root, untrusted_path, OFlag::O_PATH) {
         Err(Errno::ENOENT) => Walk::new(root, untrusted_path)?.make(kind),
         found => found.map(|fd| (fd, false)),
@@ -81,7 +101,12 @@ struct Walk<'root> {
 
 impl<'root> Walk<'root> {
     fn new(root: BorrowedFd<'root>, path: &Path) -> nix::Result<Self> {
-        let mut walk = Self { root, parents: Vec::new(), rest: Vec::new(), links: 0 };
+        let mut walk = Self {
+            root,
+            parents: Vec::new(),
+            rest: Vec::new(),
+            links: 0,
+        };
         walk.push(path);
         Ok(walk)
     }
@@ -134,7 +159,10 @@ impl<'root> Walk<'root> {
         }
         match self.parents.pop() {
             Some(fd) => Ok((fd, made)),
-            None => Ok((self.root.try_clone_to_owned().map_err(|_| Errno::EMFILE)?, false)),
+            None => Ok((
+                self.root.try_clone_to_owned().map_err(|_| Errno::EMFILE)?,
+                false,
+            )),
         }
     }
 
@@ -157,7 +185,12 @@ impl<'root> Walk<'root> {
 }
 
 fn look(dir: BorrowedFd, name: &OsStr) -> nix::Result<OwnedFd> {
-    openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+    openat(
+        dir,
+        name,
+        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 /// The type bits of a file's mode.
@@ -169,7 +202,11 @@ pub(crate) fn file_type(stat: &FileStat) -> SFlag {
 pub(crate) fn relative(path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
     let start = bytes.iter().position(|b| *b != b'/').unwrap_or(bytes.len());
-    if start == bytes.len() { PathBuf::from(".") } else { PathBuf::from(OsStr::from_bytes(&bytes[start..])) }
+    if start == bytes.len() {
+        PathBuf::from(".")
+    } else {
+        PathBuf::from(OsStr::from_bytes(&bytes[start..]))
+    }
 }
 
 #[cfg(test)]
@@ -216,19 +253,31 @@ mod tests {
         let (dir, fd) = root();
         symlink("b", dir.path().join("a")).unwrap();
         symlink("a", dir.path().join("b")).unwrap();
-        assert_eq!(ensure(fd.as_fd(), Path::new("a/x"), Kind::Directory).unwrap_err(), Errno::ELOOP);
+        assert_eq!(
+            ensure(fd.as_fd(), Path::new("a/x"), Kind::Directory).unwrap_err(),
+            Errno::ELOOP
+        );
     }
 
     #[test]
     fn a_file_in_the_middle_is_not_a_directory() {
         let (dir, fd) = root();
         fs::write(dir.path().join("file"), "").unwrap();
-        assert_eq!(ensure(fd.as_fd(), Path::new("file/x"), Kind::Directory).unwrap_err(), Errno::ENOTDIR);
+        assert_eq!(
+            ensure(fd.as_fd(), Path::new("file/x"), Kind::Directory).unwrap_err(),
+            Errno::ENOTDIR
+        );
     }
 
     #[test]
     fn relative_drops_the_leading_slashes_only() {
-        for (from, to) in [("/proc", "proc"), ("//a/../b", "a/../b"), ("/", "."), ("", "."), ("x", "x")] {
+        for (from, to) in [
+            ("/proc", "proc"),
+            ("//a/../b", "a/../b"),
+            ("/", "."),
+            ("", "."),
+            ("x", "x"),
+        ] {
             assert_eq!(relative(Path::new(from)), Path::new(to), "{from}");
         }
     }

@@ -37,7 +37,10 @@ pub(crate) fn clone3(
     match fork_with(&args)? {
         None => match child() {},
         // SAFETY: CLONE_PIDFD stored a new descriptor there, which nobody else owns.
-        Some(pid) => Ok(Cloned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        Some(pid) => Ok(Cloned {
+            pid,
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
     }
 }
 
@@ -65,7 +68,13 @@ fn fork_with(args: &libc::clone_args) -> nix::Result<Option<Pid>> {
     debug_assert_eq!(threads(), 1, "clone from a program with several threads");
     // SAFETY: without CLONE_VM the child has its own copy of the memory and goes on with the same stack contents, so
     // this is fork(2); `args` and what it points to outlive the call; there is one thread, so the copy holds no lock.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const *args, size_of::<libc::clone_args>()) };
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const *args,
+            size_of::<libc::clone_args>(),
+        )
+    };
     let pid = c_int::try_from(Errno::result(pid)?).map_err(|_| Errno::EOVERFLOW)?;
     Ok((pid != 0).then(|| Pid::from_raw(pid)))
 }
@@ -89,7 +98,11 @@ pub(crate) struct ExecArray {
 
 impl ExecArray {
     pub(crate) fn new(strings: Vec<CString>) -> Self {
-        let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
+        let pointers = strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
         Self { pointers, strings }
     }
 
@@ -140,49 +153,72 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// This process's capability sets (capget).
 pub(crate) fn capget() -> nix::Result<CapSets> {
-    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let mut data = [[0u32; 3]; 2];
     // SAFETY: version 3 makes the kernel write two structures of three words, which is what `data` holds.
     Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     let join = |set: usize| u64::from(data[1][set]) << 32 | u64::from(data[0][set]);
-    Ok(CapSets { effective: join(0), permitted: join(1), inheritable: join(2) })
+    Ok(CapSets {
+        effective: join(0),
+        permitted: join(1),
+        inheritable: join(2),
+    })
 }
 
 /// Set all three of this thread's sets in one call (capset).
 pub(crate) fn capset(sets: CapSets) -> nix::Result<()> {
-    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut header = CapHeader {
+        version: CAPABILITY_VERSION_3,
+        pid: 0,
+    };
     let words = |shift: u32| {
-        [sets.effective, sets.permitted, sets.inheritable].map(|set| u32::try_from(set >> shift & 0xffff_ffff).unwrap_or(0))
+        [sets.effective, sets.permitted, sets.inheritable]
+            .map(|set| u32::try_from(set >> shift & 0xffff_ffff).unwrap_or(0))
     };
     let data = [words(0), words(32)];
     // SAFETY: version 3 makes the kernel read two structures of three words, which is what `data` holds.
-    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })
+        .map(drop)
 }
 
 /// Take capability number `cap` out of the bounding set for good.
 pub(crate) fn drop_bounding(cap: u8) -> nix::Result<()> {
     // SAFETY: prctl with integers only.
-    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) }).map(drop)
+    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) })
+        .map(drop)
 }
 
 /// Raise capability number `cap` in the ambient set; it must be permitted and inheritable already.
 pub(crate) fn raise_ambient(cap: u8) -> nix::Result<()> {
     let raise = libc::c_ulong::try_from(libc::PR_CAP_AMBIENT_RAISE).unwrap_or_default();
     // SAFETY: prctl with integers only.
-    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(cap), 0, 0) }).map(drop)
+    Errno::result(unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, raise, libc::c_ulong::from(cap), 0, 0)
+    })
+    .map(drop)
 }
 
 /// Set both limits of `resource` (an `RLIMIT_*` number) of this process.
 pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> nix::Result<()> {
-    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let new = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
     let none = std::ptr::null_mut::<libc::rlimit64>();
     // SAFETY: the kernel reads one rlimit64 and, the old pointer being null, writes nothing.
-    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const new, none) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const new, none) })
+        .map(drop)
 }
 
 /// The (soft, hard) limits of `resource` of this process.
 pub(crate) fn getrlimit(resource: u32) -> nix::Result<(u64, u64)> {
-    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let mut old = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     let none = std::ptr::null::<libc::rlimit64>();
     // SAFETY: the new pointer being null nothing is read; the kernel writes one rlimit64.
     Errno::result(unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut old) })?;
@@ -200,7 +236,8 @@ pub(crate) fn join_session_keyring(name: &CStr) -> nix::Result<()> {
     /// `KEYCTL_JOIN_SESSION_KEYRING` of linux/keyctl.h.
     const JOIN_SESSION_KEYRING: c_int = 1;
     // SAFETY: the name is null-terminated and only read.
-    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
+        .map(drop)
 }
 
 /// The kind of namespace that `file` stands for, as its CLONE_NEW* flag (ioctl_ns(2)); an error for any other file.

@@ -17,8 +17,16 @@ pub(crate) fn unlock(master: BorrowedFd) -> nix::Result<u32> {
     let (unlock, mut number) = (0i32, 0u32);
     // SAFETY: TIOCSPTLCK reads one int, TIOCGPTN writes one unsigned int; both outlive the calls.
     unsafe {
-        Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock))?;
-        Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number))?;
+        Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCSPTLCK,
+            &raw const unlock,
+        ))?;
+        Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTN,
+            &raw mut number,
+        ))?;
     }
     Ok(number)
 }
@@ -27,13 +35,25 @@ pub(crate) fn unlock(master: BorrowedFd) -> nix::Result<u32> {
 pub(crate) fn peer(master: BorrowedFd) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     // SAFETY: the argument is an integer; the descriptor that comes back is new.
-    unsafe { Ok(OwnedFd::from_raw_fd(Errno::result(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags.bits()))?)) }
+    unsafe {
+        Ok(OwnedFd::from_raw_fd(Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            flags.bits(),
+        ))?))
+    }
 }
 
 pub(crate) fn set_window_size(tty: BorrowedFd, size: WindowSize) -> nix::Result<()> {
-    let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the kernel reads one winsize, which outlives the call.
-    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
+        .map(drop)
 }
 
 /// Make `tty` the controlling terminal of this session; the caller leads the session (setsid).

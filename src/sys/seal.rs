@@ -32,7 +32,10 @@ pub(crate) fn ensure() -> nix::Result<()> {
     }
     let copy = read_only_bind().or_else(|_| sealed_copy(file.as_fd()))?;
     let strings = |list: Vec<std::ffi::OsString>| -> nix::Result<ExecArray> {
-        let list: Result<Vec<_>, _> = list.into_iter().map(|text| CString::new(text.into_vec())).collect();
+        let list: Result<Vec<_>, _> = list
+            .into_iter()
+            .map(|text| CString::new(text.into_vec()))
+            .collect();
         Ok(ExecArray::new(list.map_err(|_| Errno::EINVAL)?))
     };
     let environment = std::env::vars_os().map(|(mut name, value)| {
@@ -40,7 +43,10 @@ pub(crate) fn ensure() -> nix::Result<()> {
         name.push(value);
         name
     });
-    let (args, env) = (strings(std::env::args_os().collect())?, strings(environment.collect())?);
+    let (args, env) = (
+        strings(std::env::args_os().collect())?,
+        strings(environment.collect())?,
+    );
     Err(execve_fd(copy.as_fd(), &args, &env))
 }
 
@@ -49,7 +55,8 @@ fn is_protected(file: &OwnedFd) -> nix::Result<bool> {
         return Ok(true);
     }
     let sealed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
-    let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    let seals =
+        fcntl(file, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
     Ok(seals.contains(sealed) || has_verity(file.as_fd()))
 }
 
@@ -63,7 +70,11 @@ fn has_verity(file: BorrowedFd) -> bool {
         size: u16,
         digest: [u8; 64],
     }
-    let mut digest = Digest { algorithm: 0, size: 64, digest: [0; 64] };
+    let mut digest = Digest {
+        algorithm: 0,
+        size: 64,
+        digest: [0; 64],
+    };
     // SAFETY: the kernel writes a header and at most `size` bytes, for which the structure has room.
     unsafe { libc::ioctl(file.as_raw_fd(), MEASURE_VERITY as _, &raw mut digest) == 0 }
 }
@@ -71,7 +82,11 @@ fn has_verity(file: BorrowedFd) -> bool {
 /// Our file through a detached read-only mount of its own, which stays read-only however it is reached.
 fn read_only_bind() -> nix::Result<OwnedFd> {
     let tree = mount::clone_tree(nix::fcntl::AT_FDCWD, OWN_FILE, Reach::One)?;
-    mount::change(tree.as_fd(), Reach::One, Change::attributes(attr::RDONLY, 0))?;
+    mount::change(
+        tree.as_fd(),
+        Reach::One,
+        Change::attributes(attr::RDONLY, 0),
+    )?;
     Ok(tree)
 }
 
@@ -89,8 +104,13 @@ fn sealed_copy(file: BorrowedFd) -> nix::Result<OwnedFd> {
     };
     let mut copy = File::from(memory);
     let mut source = File::from(file.try_clone_to_owned().map_err(|_| Errno::EMFILE)?);
-    std::io::copy(&mut source, &mut copy).and_then(|_| copy.flush()).map_err(|_| Errno::EIO)?;
-    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    std::io::copy(&mut source, &mut copy)
+        .and_then(|_| copy.flush())
+        .map_err(|_| Errno::EIO)?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
     fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(copy.into())
 }
