@@ -229,7 +229,11 @@ fn a_namespace_path_that_does_not_fit_is_refused() {
     ] {
         refused(
             &asking(&[], |c| namespace(c, "network")["path"] = json!(path)),
-            path,
+            if path == "relative" {
+                "must be absolute"
+            } else {
+                path
+            },
         );
     }
 }

@@ -257,7 +257,7 @@ fn a_rootless_filter_works() {
 fn additional_groups_are_refused_without_privileges() {
     requires_user!();
     differs!("crun", "it goes on without the groups");
-    let rootless = Rootless::new(&[], |c| c["process"]["user"]["additionalGids"] = json!([5]));
+    let rootless = Rootless::new(&[], |c| c["process"]["user"]["additionalGids"] = json!([0]));
     let outcome = rootless.run();
     if runtime().is("pelagos") {
         outcome.fails_with("cannot set any additional groups in a rootless container");
