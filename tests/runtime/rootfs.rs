@@ -194,20 +194,40 @@ fn an_unknown_propagation_is_refused() {
     );
 }
 
-/// A mount that the container makes must never reach the caller.
+/// What is mounted or taken away for the container must never reach the caller: with a word that is not about the whole
+/// tree, the mounts below `/` are still the caller's peers when the old root goes.
 #[test]
-fn mounts_made_for_the_container_do_not_reach_a_caller_whose_root_is_shared() {
+fn a_caller_whose_root_is_shared_keeps_its_mounts_whatever_the_word() {
     requires!(root);
     let none = None::<&str>;
-    let bundle = asking(&[], |_| {});
-    mount(none, "/", none, MsFlags::MS_SHARED | MsFlags::MS_REC, none).unwrap();
-    let table = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-    let before = table();
-    let outcome = bundle.run();
-    let after = table();
-    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
-    outcome.ok();
-    assert_eq!(before, after);
+    let table = || fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    for word in [
+        "",
+        "private",
+        "rprivate",
+        "slave",
+        "rslave",
+        "shared",
+        "rshared",
+        "unbindable",
+        "runbindable",
+    ] {
+        let bundle = asking(&[], |c| {
+            if !word.is_empty() {
+                c["linux"]["rootfsPropagation"] = json!(word);
+            }
+        });
+        mount(none, "/", none, MsFlags::MS_SHARED | MsFlags::MS_REC, none).unwrap();
+        let before = table();
+        let outcome = bundle.run();
+        let after = table();
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+        assert_eq!(before, after, "{word}: {outcome}");
+        // runc 1.1 and crun 1.8 make the root unbindable first and cannot bind it then.
+        if runtime().is("pelagos") || !word.ends_with("unbindable") {
+            outcome.ok();
+        }
+    }
 }
 
 #[test]
