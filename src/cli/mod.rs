@@ -1,3 +1,1 @@
-pub(crate) fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
-}
+pub(crate) fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
