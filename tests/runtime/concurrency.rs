@@ -97,6 +97,7 @@ fn of_several_starts_exactly_one_succeeds() {
 #[test]
 fn start_and_kill_can_meet() {
     requires!(container);
+    differs!("crun", "kill may fail while start writes the state");
     for _ in 0..ROUNDS {
         let bundle = Bundle::sleeping();
         bundle.create();
