@@ -171,7 +171,11 @@ impl fmt::Display for HookFailure {
         write!(out, "error running {} hook #{}: ", self.kind, self.index)?;
         match self.cause {
             Cause::Status(status) => write!(out, "exit status {status}")?,
-            Cause::Signal(signal) => write!(out, "signal {signal}")?,
+            // COMPAT: runc names the signals that hooks die of most, in Go's words.
+            Cause::Signal(nix::libc::SIGKILL) => out.write_str("signal: killed")?,
+            Cause::Signal(nix::libc::SIGTERM) => out.write_str("signal: terminated")?,
+            Cause::Signal(nix::libc::SIGSEGV) => out.write_str("signal: segmentation fault")?,
+            Cause::Signal(signal) => write!(out, "signal: signal {signal}")?,
             Cause::Timeout(limit) => {
                 write!(
                     out,

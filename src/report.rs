@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 
 /// The shape of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,12 +111,31 @@ pub(crate) fn warn(text: fmt::Arguments<'_>) {
     }
 }
 
+/// The error and its causes on one line. The kernel's words stand as engines search for them: lower case, no number.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(|cause| {
+        let errno = cause.downcast_ref::<Errno>().copied().or_else(|| {
+            let error = cause.downcast_ref::<io::Error>()?;
+            error.raw_os_error().map(Errno::from_raw)
+        });
+        errno.map_or_else(|| cause.to_string(), lower)
+    });
+    causes.collect::<Vec<_>>().join(": ")
+}
+
+/// An errno's text without the capital letter.
+pub(crate) fn lower(errno: Errno) -> String {
+    let mut letters = errno.desc().chars();
+    let first = letters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
+}
+
 /// Reports the failure that ends the command: the error and its causes on one line.
 ///
 /// The line goes to the log and, when the log is a file, also in plain form to stderr. A person at a terminal gets the
 /// plain form and the hint below it.
 pub(crate) fn fail(error: &anyhow::Error) {
-    let message = format!("{error:#}");
+    let message = sentence(error);
     let hint = hint_of(error);
     let extra: &[(&str, &str)] = match &hint {
         Some(hint) => &[("hint", hint)],

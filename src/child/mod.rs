@@ -53,6 +53,8 @@ pub(crate) struct Given<'a> {
     /// Trees that the parent cloned: of the root, and of the mount with the same index.
     pub(crate) root_tree: Option<OwnedFd>,
     pub(crate) trees: Vec<Option<OwnedFd>>,
+    /// The mounts of proc and sysfs that the child has made, and where.
+    pub(crate) kernel_trees: Vec<(PathBuf, OwnedFd)>,
     /// Where the host has the cgroup hierarchy, and the container's directory in it.
     pub(crate) hierarchy: PathBuf,
     pub(crate) cgroup: PathBuf,
@@ -108,6 +110,7 @@ pub(crate) fn main(given: &mut Given) -> ! {
     mounts::late_read_only(given, &root);
     // ORDER: after everything that is made inside /proc and /sys or over them.
     rootfs::protect_paths(given, &root, null);
+    rootfs::propagate(given, &root);
     privileges::names(given);
     let program = privileges::drop(given, &root);
     last::words(given, program)

@@ -1,12 +1,12 @@
 //! The mounts of the plan, carried out by descriptor, while the host's tree is still in sight.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
 use nix::mount::MsFlags;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
@@ -32,11 +32,19 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
     for index in 0..given.plan.mounts.len() {
         let tree = given.trees.get_mut(index).and_then(Option::take);
         let op = &given.plan.mounts[index];
-        if let Err((errno, said)) = carry_out(given, root.as_fd(), op, tree) {
-            let mut subject = index.to_string();
-            subject.push(' ');
-            subject.push_str(&said);
-            given.talk.fail(Step::Mount, errno, subject.as_bytes());
+        match carry_out(given, root.as_fd(), op, tree) {
+            Ok(Some(mounted)) if op.ordinary_directory => {
+                given
+                    .kernel_trees
+                    .push((op.untrusted_target.clone(), mounted));
+            }
+            Ok(_) => {}
+            Err((errno, said)) => {
+                let mut subject = index.to_string();
+                subject.push(' ');
+                subject.push_str(&said);
+                given.talk.fail(Step::Mount, errno, subject.as_bytes());
+            }
         }
     }
     if given.plan.fill_dev {
@@ -62,7 +70,7 @@ fn attach_root(given: &mut Given) -> OwnedFd {
         Step::Propagation,
         "/",
     );
-    if root.shared() {
+    if root.reaches_host() {
         // pivot_root refuses a root whose parent mount is shared, and a mount made there would reach the host.
         given.check(private_parent(&root.path), Step::Propagation, &root.path);
     }
@@ -107,10 +115,10 @@ fn carry_out(
     root: BorrowedFd,
     op: &MountOp,
     tree: Option<OwnedFd>,
-) -> Result<(), Refused> {
+) -> Result<Option<OwnedFd>, Refused> {
     let mounted = match &op.what {
-        What::Remount => return remount(root, op).map_err(plain),
-        What::Bind { source, reach } => bind(root, op, source, *reach, tree).map_err(plain)?,
+        What::Remount => return remount(root, op).map(|()| None).map_err(plain),
+        What::Bind { source, reach } => bind(given, root, op, (source, *reach), tree)?,
         What::Filesystem {
             kind,
             source,
@@ -118,7 +126,35 @@ fn carry_out(
         } => filesystem(given, root, op, (kind, source), parameters)?,
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
-    finish(mounted.as_fd(), op).map_err(plain)
+    finish(mounted.as_fd(), op).map_err(plain)?;
+    Ok(Some(mounted))
+}
+
+/// Nothing is mounted on /proc but a proc, and nothing inside it but what engines put there.
+// CVE-2019-16884: by what the target turned out to be, since any component on the way to it may have been a link.
+fn check_proc(
+    given: &Given,
+    root: BorrowedFd,
+    op: &MountOp,
+    target: BorrowedFd,
+) -> Result<(), Refused> {
+    let name = |file: BorrowedFd| {
+        let mut link = String::from("self/fd/");
+        link.push_str(&file.as_raw_fd().to_string());
+        readlinkat(given.host_proc(), Path::new(&link))
+            .map(PathBuf::from)
+            .map_err(plain)
+    };
+    let (root, target) = (name(root)?, name(target)?);
+    match target.strip_prefix(&root) {
+        Ok(inner) if op.may_cover(inner) => Ok(()),
+        Ok(_) => Err((
+            Errno::EPERM,
+            "cannot be mounted because it is inside /proc".to_owned(),
+        )),
+        // Renamed out of the root while we looked.
+        Err(_) => Err(plain(Errno::EXDEV)),
+    }
 }
 
 /// Recursive attributes, then propagation: each as it was written.
@@ -140,23 +176,25 @@ fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
 }
 
 fn bind(
+    given: &Given,
     root: BorrowedFd,
     op: &MountOp,
-    source: &Path,
-    reach: Reach,
+    (source, reach): (&Path, Reach),
     tree: Option<OwnedFd>,
-) -> nix::Result<OwnedFd> {
+) -> Result<OwnedFd, Refused> {
     let tree = match tree {
         Some(tree) => tree,
-        None => mount::bind(source, reach, op.at_first())?,
+        None => mount::bind(source, reach, op.at_first()).map_err(plain)?,
     };
-    let kind = if is_directory(&fstat(&tree)?) {
+    let is_directory = is_directory(&fstat(&tree).map_err(plain)?);
+    let kind = if is_directory {
         Kind::Directory
     } else {
         Kind::File
     };
-    let (target, _) = ensure(root, &op.untrusted_target, kind)?;
-    mount::attach(tree.as_fd(), target.as_fd())?;
+    let (target, _) = ensure(root, &op.untrusted_target, kind).map_err(plain)?;
+    check_proc(given, root, op, target.as_fd())?;
+    mount::attach(tree.as_fd(), target.as_fd()).map_err(plain)?;
     Ok(tree)
 }
 
@@ -172,6 +210,7 @@ fn filesystem(
     parameters: &[Parameter],
 ) -> Result<OwnedFd, Refused> {
     let (target, made) = target_directory(root, op)?;
+    check_proc(given, root, op, target.as_fd())?;
     let name = Parameter {
         key: c"source".to_owned(),
         value: Some(source.clone()),
@@ -260,7 +299,6 @@ fn by_mount2(
     parameters: &[Parameter],
     target: &OwnedFd,
 ) -> nix::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
     let mut data = Vec::new();
     for Parameter { key, value } in parameters {
         if !data.is_empty() {
@@ -296,6 +334,7 @@ fn cgroup(
     how: Hierarchy,
 ) -> Result<OwnedFd, Refused> {
     let (target, _) = target_directory(root, op)?;
+    check_proc(given, root, op, target.as_fd())?;
     let mut change = op.at_first();
     let mounted = match how {
         Hierarchy::New => match mount::new_filesystem(c"cgroup2", parameters, change.set) {

@@ -16,7 +16,7 @@ use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::sys::fd::{install, standard};
 use crate::sys::mount::{self, Change, Parameter, Reach, attr};
-use crate::sys::path::{Kind, ensure, file_type, open_in_root};
+use crate::sys::path::{Kind, ensure, file_type, open_in_root, relative};
 
 /// Whether this is the null device, by kind and number.
 // CVE-2025-31133, CVE-2026-88265: the number alone also fits a regular file on some file systems.
@@ -56,13 +56,6 @@ pub(super) fn switch(given: &Given, root: &OwnedFd) {
         Step::Pivot,
         &given.plan.root.path,
     );
-    if let Some((reach, change)) = given.plan.root.finally {
-        given.check(
-            mount::change(root.as_fd(), reach, change),
-            Step::Propagation,
-            "/",
-        );
-    }
 }
 
 /// pivot_root with the old root stacked on the new one (pivot_root(2), NOTES), then taken away.
@@ -73,7 +66,7 @@ fn pivot(given: &Given) -> nix::Result<()> {
         Mode::empty(),
     )?;
     pivot_root(".", ".")?;
-    if given.plan.root.shared() {
+    if given.plan.root.reaches_host() {
         // Else the host's mounts would be taken away with ours.
         mount::change(
             old.as_fd(),
@@ -174,6 +167,15 @@ pub(super) fn reopen_null(given: &Given, root: &OwnedFd) {
     }
 }
 
+/// The propagation that the bundle asks for.
+// ORDER: after the last mount. A tree that is unbindable cannot be bound over itself.
+pub(super) fn propagate(given: &Given, root: &OwnedFd) {
+    if let Some((reach, change)) = given.plan.root.finally {
+        let done = mount::change(root.as_fd(), reach, change);
+        given.check(done, Step::Propagation, "/");
+    }
+}
+
 /// Make the payload's working directory where it is missing.
 // ORDER: before the root becomes read-only.
 pub(super) fn make_cwd(given: &Given, root: &OwnedFd) {
@@ -207,9 +209,18 @@ impl Cover {
 
 /// Mask paths and make others read-only; what is missing needs neither.
 pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>) {
-    let look = |path: &Path, step| match open_in_root(root.as_fd(), path, OFlag::O_PATH) {
-        Err(Errno::ENOENT | Errno::ENOTDIR) => None,
-        other => Some(given.check(other, step, Path::new("/").join(path))),
+    let look = |path: &Path, step| {
+        // A mount of proc or sysfs by its own handle: whoever shares the root with us may have renamed the directory
+        // that it is mounted on.
+        let kernel = given
+            .kernel_trees
+            .iter()
+            .find_map(|(at, tree)| path.strip_prefix(at).ok().map(|inner| (tree, inner)));
+        let (from, path) = kernel.unwrap_or((root, path));
+        match open_in_root(from.as_fd(), &relative(path), OFlag::O_PATH) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => None,
+            other => Some(given.check(other, step, Path::new("/").join(path))),
+        }
     };
     for path in &given.plan.read_only {
         if let Some(target) = look(path, Step::ReadOnly) {

@@ -214,7 +214,7 @@ impl Global {
         let format = match flags.log_format.as_str() {
             "text" => Format::Text,
             "json" => Format::Json,
-            other => bail!("invalid log-format: {other:?}"),
+            other => bail!("invalid log-format: {other}"),
         };
         report::set_up(program, flags.log.as_deref(), format, flags.debug)?;
         let rootless = match flags.rootless.as_str() {

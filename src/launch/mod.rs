@@ -23,7 +23,7 @@ use crate::plan::Plan;
 use crate::plan::mounts::What;
 use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::Filter;
-use crate::report::debug;
+use crate::report::{debug, lower};
 use crate::sys::mount::{self, Change, Reach};
 use crate::sys::pidfd;
 use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
@@ -224,6 +224,7 @@ pub(crate) fn launch(
         host_proc: Some(open_path("/proc")?),
         root_tree: None,
         trees: Vec::new(),
+        kernel_trees: Vec::new(),
         hierarchy: hierarchy.mount_point().to_owned(),
         cgroup: request.cgroup.to_owned(),
         stop_when_rooted: !runtime_hooks.is_empty(),
@@ -478,15 +479,6 @@ fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
     Ok(())
 }
 
-/// The errno's text as messages have it: without the capital letter.
-fn lower(errno: Errno) -> String {
-    let text = errno.desc();
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_ascii_lowercase().to_string() + letters.as_str()
-    })
-}
-
 fn mounting(source: &str, destination: &str) -> String {
     format!("error mounting {source:?} to rootfs at {destination:?}")
 }
@@ -505,8 +497,10 @@ fn explain(plan: &Plan, failure: &Failure) -> anyhow::Error {
         Step::Lookup if !subject.contains('/') => {
             format!("exec: {subject:?}: executable file not found in $PATH")
         }
-        Step::Lookup if *errno == Errno::EACCES || *errno == Errno::EISDIR => {
-            format!("exec: {subject:?}: {why}")
+        Step::Lookup if *errno == Errno::EACCES => format!("exec: {subject:?}: {why}"),
+        // COMPAT: Docker knows the first reason for exit code 126, Podman the second.
+        Step::Lookup if *errno == Errno::EISDIR => {
+            format!("exec: {subject:?}: is a directory: permission denied")
         }
         Step::Lookup => format!("exec: {subject:?}: stat {subject}: {why}"),
         _ => format!(
@@ -567,12 +561,15 @@ fn mount_failure(plan: &Plan, why: &str, subject: &str) -> String {
     if op.ordinary_directory && said.contains("ordinary directory") {
         return format!("{what}: filesystem {:?} {said}", op.kind());
     }
+    if said.contains("inside /proc") {
+        return format!("{what}: {:?} {said}", op.destination());
+    }
     let said = if said.is_empty() {
         String::new()
     } else {
         format!(" ({said})")
     };
-    format!("{what}: {why}{said}")
+    format!("{what}: mount {}: {why}{said}", op.kind())
 }
 
 /// Where compiled filters are kept below the state root.

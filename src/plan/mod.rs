@@ -51,9 +51,11 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Whether mounts made meanwhile would propagate to others.
-    pub(crate) fn shared(&self) -> bool {
-        self.setup.1.propagation == libc::MS_SHARED
+    /// Whether some of the mounts of the new namespace stay peers of the host's meanwhile, so that a mount or unmount
+    /// there would be one on the host.
+    pub(crate) fn reaches_host(&self) -> bool {
+        let (reach, change) = self.setup;
+        reach == Reach::One || change.propagation == libc::MS_SHARED
     }
 }
 

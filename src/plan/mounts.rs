@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Mount;
 
+use crate::spec::may_replace_in_proc;
 use crate::sys::mount::{Change, Parameter, Reach, attr};
 use crate::sys::path::relative;
 
@@ -67,6 +68,18 @@ pub(crate) struct MountOp {
 }
 
 impl MountOp {
+    /// Whether this mount may lie at `inner`, a path relative to the root, as far as /proc is concerned.
+    pub(crate) fn may_cover(&self, inner: &Path) -> bool {
+        let real_proc = match &self.what {
+            What::Filesystem { kind, .. } => kind.to_bytes() == b"proc",
+            What::Bind { source, .. } => source == Path::new("/proc"),
+            What::Cgroup { .. } | What::Remount => false,
+        };
+        !inner.starts_with("proc")
+            || (real_proc && inner == Path::new("proc"))
+            || may_replace_in_proc(inner)
+    }
+
     /// The file system's name.
     pub(crate) fn kind(&self) -> String {
         match &self.what {

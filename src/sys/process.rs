@@ -9,6 +9,9 @@ use nix::unistd::Pid;
 /// clone3's flag word, 64 bits wide (`CLONE_INTO_CGROUP` does not fit nix's `CloneFlags`).
 pub(crate) type CloneFlags = u64;
 
+/// linux/sched.h; libc's constant is an int, into which it does not fit.
+const CLONE_INTO_CGROUP: CloneFlags = 0x2_0000_0000;
+
 /// A process made by [`clone3`]: its pid in the caller's pid namespace and a descriptor that stays its own.
 pub(crate) struct Cloned {
     pub(crate) pid: Pid,
@@ -31,10 +34,11 @@ pub(crate) fn clone3(
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    match fork_with(&args)? {
+    let forked = fork_with(&args)?;
+    match forked {
         None => match child() {},
         // SAFETY: CLONE_PIDFD stored a new descriptor there, which nobody else owns.
         Some(pid) => Ok(Cloned {
@@ -250,15 +254,25 @@ pub(crate) fn namespace_type(file: BorrowedFd) -> nix::Result<c_int> {
 
 /// Set every signal to its default action and let all of them through: what a fresh program expects.
 pub(crate) fn reset_signals() {
-    // SAFETY: sigaction and sigprocmask with zeroed, that is default, values; a signal whose action cannot be changed
-    // (KILL, STOP and those the C library keeps) answers EINVAL and stays as it is.
+    /// The kernel's `struct sigaction` (rt_sigaction(2)), zeroed: the default action, no flags, an empty mask.
+    const DEFAULT: [u64; 4] = [0; 4];
+    /// Signals 1 to 64.
+    const SIGNALS: c_int = 64;
+    let size = size_of::<u64>();
+    // SAFETY: the kernel reads one structure, which is no larger than `DEFAULT`, and one 64 bit mask; it writes nothing.
+    // The C library's wrapper would refuse two signals that it keeps for itself. KILL and STOP answer EINVAL.
     unsafe {
-        let default: libc::sigaction = std::mem::zeroed();
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+        for signal in 1..=SIGNALS {
+            let old = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, DEFAULT.as_ptr(), old, size);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        let old = std::ptr::null_mut::<u64>();
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            DEFAULT.as_ptr(),
+            old,
+            size,
+        );
     }
 }

@@ -19,6 +19,7 @@ use oci_spec::runtime::{
 };
 
 use super::features::ABSENT;
+pub(crate) use mounts::may_replace_in_proc;
 pub(crate) use namespaces::sysctl_path;
 
 /// What the rules may depend on besides config.json.

@@ -29,6 +29,13 @@ fn is_bind(mount: &Mount) -> bool {
         .any(|word| word == "bind" || word == "rbind")
 }
 
+/// Whether a file of /proc is one that engines replace; `inner` is relative to the root.
+pub(crate) fn may_replace_in_proc(inner: &Path) -> bool {
+    PROC_ALLOWED
+        .iter()
+        .any(|allowed| inner == Path::new(allowed.trim_start_matches('/')))
+}
+
 pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
     for (field, mount) in check.mounts() {
         let field = format!("{field}.destination");
@@ -51,10 +58,9 @@ pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
                     format!("{destination:?} cannot be mounted because it is not of type proc"),
                 );
             }
-        } else if clean.starts_with("/proc")
-            && !PROC_ALLOWED
-                .iter()
-                .any(|allowed| clean == Path::new(allowed))
+        } else if let Ok(inner) = clean.strip_prefix("/")
+            && inner.starts_with("proc")
+            && !may_replace_in_proc(inner)
         {
             check.say(
                 field,

@@ -28,7 +28,7 @@ pub(super) fn namespace_paths_are_absolute(check: &mut Check<'_>) {
         if path_of(namespace).is_some_and(Path::is_relative) {
             check.say(
                 format!("linux.namespaces[{i}].path"),
-                "namespace path must be absolute",
+                "namespace path must be absolute, not relative",
             );
         }
     }
