@@ -72,7 +72,7 @@ fn attach_root(given: &mut Given) -> OwnedFd {
     );
     if root.reaches_host() {
         // pivot_root refuses a root whose parent mount is shared, and a mount made there would reach the host.
-        given.check(private_parent(&root.path), Step::Propagation, &root.path);
+        given.check(detach_parent(&root.path), Step::Propagation, &root.path);
     }
     let path = given.check(
         c_path(&root.path).map_err(|_| Errno::EINVAL),
@@ -97,12 +97,12 @@ fn attach_root(given: &mut Given) -> OwnedFd {
     tree
 }
 
-/// Make the mount that `path` lies on private: the nearest directory upwards that is a mount's root.
-fn private_parent(path: &Path) -> nix::Result<()> {
-    let private = Change::propagation(libc::MS_PRIVATE);
+/// Make the mount that `path` lies on a slave: the nearest directory upwards that is a mount's root.
+fn detach_parent(path: &Path) -> nix::Result<()> {
+    let slave = Change::propagation(libc::MS_SLAVE);
     for directory in path.ancestors() {
         let directory = c_path(directory).map_err(|_| Errno::EINVAL)?;
-        match mount::change_path(&directory, Reach::One, private) {
+        match mount::change_path(&directory, Reach::One, slave) {
             Err(Errno::EINVAL) => {}
             other => return other,
         }

@@ -64,7 +64,7 @@ struct Flags {
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: String,
 
-    /// Directory for the state of containers, in a tmpfs [default: /run/pelagos, or $XDG_RUNTIME_DIR/pelagos when rootless]
+    /// Directory for the state of containers, in a tmpfs [default: /run/pelagos; rootless: $XDG_RUNTIME_DIR/pelagos]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
 

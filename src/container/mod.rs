@@ -364,12 +364,10 @@ pub(crate) fn delete(root: &Path, id: &Id, force: bool) -> Result<()> {
 
 fn delete_existing(root: &Path, id: &Id, force: bool) -> Result<()> {
     let dir = Dir::open(root, id)?;
-    let Some(record) = dir.record()? else {
-        // A create killed before its first side effect, or a delete killed in its last step.
-        dir.lock(PATIENCE)?.remove()?;
-        bail!(Fault::NotFound);
-    };
-    deletable(id, dir.status(&record), force)?;
+    if let Some(record) = dir.record()? {
+        // Asked before the lock too: a hung create holds it, and must not hold up this answer.
+        deletable(id, dir.status(&record), force)?;
+    }
     let locked = match dir.lock(if force {
         Duration::from_secs(1)
     } else {
@@ -387,7 +385,11 @@ fn delete_existing(root: &Path, id: &Id, force: bool) -> Result<()> {
         other => other?,
     };
     // Whoever had the lock before may have changed it.
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    let Some(record) = locked.record()? else {
+        // A create killed before its first side effect, or a delete killed in its last step.
+        locked.remove()?;
+        bail!(Fault::NotFound);
+    };
     deletable(id, locked.status(&record), force)?;
     destroy(locked, &record)
 }

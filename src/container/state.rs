@@ -245,20 +245,27 @@ impl Dir {
             // A `delete --force` may have taken the still empty directory for a leftover before it was locked.
             let dir = match Self::open_at(path.clone()) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                other => {
-                    other.with_context(|| format!("open state directory {}", path.display()))?
+                Err(error) => {
+                    fs::remove_dir(&path).ok();
+                    return Err(error)
+                        .with_context(|| format!("open state directory {}", path.display()));
                 }
+                Ok(dir) => dir,
             };
-            dir.file.lock().context("lock state directory")?;
+            if let Err(error) = dir.file.lock() {
+                fs::remove_dir(&path).ok();
+                return Err(error).context("lock state directory");
+            }
             let locked = Locked(dir);
             if locked.is_removed()? {
                 continue;
             }
             // Passable for the container's root in its user namespace, whatever our umask is.
-            locked
-                .file
-                .set_permissions(fs::Permissions::from_mode(0o711))
-                .context("set mode of state directory")?;
+            let passable = locked.file.set_permissions(fs::Permissions::from_mode(0o711));
+            if let Err(error) = passable {
+                locked.remove()?;
+                return Err(error).context("set mode of state directory");
+            }
             return Ok(locked);
         }
     }

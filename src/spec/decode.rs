@@ -70,6 +70,10 @@ pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
 
 fn decode_again(raw: &[u8]) -> Result<Decoded> {
     let mut config: Value = serde_json::from_slice(raw).map_err(|e| anyhow!("config.json: {e}"))?;
+    if config.is_array() {
+        // serde takes an array for the members in their order.
+        bail!("config.json: invalid type: an array, where an object is expected");
+    }
     if config.is_null() {
         bail!("config cannot be null");
     }

@@ -83,17 +83,23 @@ fn a_waiting_container_shows_no_descriptor_of_the_host_to_its_peers() {
     requires!(root);
     differs!("crun", "dumpable while it waits");
     differs!("runc", "dumpable while it waits");
+    const QUESTIONS: [&str; 4] = [
+        "open:/proc/1/fd/0",
+        "read:/proc/1/environ",
+        "list:/proc/1/cwd/",
+        "list:/proc/1/root/",
+    ];
     let waiting = asking(&[], |_| {});
     waiting.create();
     let spy = asking(
-        &["list:/proc/1/fd", "list:/proc/1/cwd/", "list:/proc/1/root/"],
+        &QUESTIONS,
         |c| {
             namespace(c, "pid")["path"] = json!(format!("/proc/{}/ns/pid", waiting.pid()));
         },
     );
     let seen = see(&spy);
     // CVE-2016-9962: not dumpable, so that nobody inside may look at it or trace it.
-    for question in ["list:/proc/1/fd", "list:/proc/1/cwd/", "list:/proc/1/root/"] {
+    for question in QUESTIONS {
         let errno = seen.errno(question);
         assert!(["EACCES", "EPERM"].contains(&errno), "{question}: {errno}");
     }
