@@ -29,7 +29,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("spec", &[]),
-    // spec: the words for sysctl names and mount options have one table. sys: types only, but for the host's facts.
+    // spec: what a sysctl's name, a mount option or a place in /proc means is decided once. sys: types only, but for the
+    // host's facts.
     ("plan", &["idmap", "spec", "sys"]),
     // report: the steps of `--debug` are those of the launch. idmap is reached through the plan.
     (
