@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use oci_spec::runtime::Hook;
 use serde::Serialize;
 
+use crate::sys::errno::Words;
 use crate::sys::spawn::{self, Captured, End, Program};
 
 /// One hook, ready to run.
@@ -186,9 +187,9 @@ impl fmt::Display for HookFailure {
             Cause::Refused("execve", errno) => {
                 out.write_str("exec ")?;
                 write_lossy(out, self.path.bytes())?;
-                write!(out, ": {}", errno.desc())?;
+                write!(out, ": {}", Words(errno))?;
             }
-            Cause::Refused(step, errno) => write!(out, "{step}: {}", errno.desc())?,
+            Cause::Refused(step, errno) => write!(out, "{step}: {}", Words(errno))?,
         }
         for (name, bytes) in [
             ("stdout", self.stdout.bytes()),

@@ -24,6 +24,10 @@ mod report;
 #[allow(unsafe_code)]
 mod sys;
 
+#[cfg(debug_assertions)]
+#[global_allocator]
+static HEAP: sys::alloc_guard::Guard = sys::alloc_guard::Guard;
+
 /// The `pelagos` program: parse the command line, carry out one verb, report its outcome as an exit code.
 pub fn runtime() -> std::process::ExitCode {
     cli::main()

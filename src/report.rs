@@ -18,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
+use crate::sys::errno::Words;
+
 /// The shape of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -118,16 +120,9 @@ pub(crate) fn sentence(error: &anyhow::Error) -> String {
             let error = cause.downcast_ref::<io::Error>()?;
             error.raw_os_error().map(Errno::from_raw)
         });
-        errno.map_or_else(|| cause.to_string(), lower)
+        errno.map_or_else(|| cause.to_string(), |errno| Words(errno).to_string())
     });
     causes.collect::<Vec<_>>().join(": ")
-}
-
-/// An errno's text without the capital letter.
-pub(crate) fn lower(errno: Errno) -> String {
-    let mut letters = errno.desc().chars();
-    let first = letters.next().map(|first| first.to_ascii_lowercase());
-    first.into_iter().chain(letters).collect()
 }
 
 /// Reports the failure that ends the command: the error and its causes on one line.

@@ -430,38 +430,6 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Stop every process of the cgroup and of those below it, or let them go on. Returns when they have stopped; where
-    /// that takes too long they go on.
-    pub(crate) fn freeze(&self, frozen: bool) -> Result<()> {
-        let write = |value| write_file(&self.dir, Path::new("cgroup.freeze"), value);
-        if !frozen {
-            return write("0").with_context(|| self.says("thaw"));
-        }
-        write("1").with_context(|| self.says("freeze"))?;
-        match self.wait_for(|events| events.frozen, Instant::now() + PATIENCE) {
-            Ok(true) => Ok(()),
-            waited => {
-                let thawed = write("0");
-                waited.with_context(|| self.says("freeze"))?;
-                thawed.with_context(|| self.says("thaw"))?;
-                Err(anyhow!(
-                    "its processes did not stop within {} s",
-                    PATIENCE.as_secs()
-                ))
-                .with_context(|| self.says("freeze"))
-            }
-        }
-    }
-
-    /// Whether its processes are stopped, by its own freezer or by that of an ancestor. A cgroup that is gone is not.
-    pub(crate) fn is_frozen(&self) -> Result<bool> {
-        match Events::read(&self.dir) {
-            Ok(events) => Ok(events.frozen),
-            Err(errno) if is_gone(errno) => Ok(false),
-            Err(errno) => Err(errno).with_context(|| self.says("read cgroup.events of")),
-        }
-    }
-
     /// Send SIGKILL to every process of the cgroup and of those below it, frozen ones and such that are just forking
     /// included (`cgroup.kill`, Linux 5.14). Does not wait for their end.
     pub(crate) fn kill(&self) -> Result<()> {
@@ -471,18 +439,6 @@ impl Cgroup {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The processes of the cgroup and of those below it, by their pids in our pid namespace; those that have none
-    /// there are left out.
-    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
-        // The kernel writes a pid that we cannot see as 0, which to kill(2) would mean our own process group.
-        Ok(self
-            .members()?
-            .into_iter()
-            .filter(|&pid| pid != 0)
-            .map(Pid::from_raw)
-            .collect())
     }
 
     fn members(&self) -> Result<Vec<i32>> {

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 
 use super::Given;
 use super::privileges::Program;
+use crate::sys::errno::Words;
 use crate::sys::fd::write_raw;
 use crate::sys::process::{execve, exit_now};
 
@@ -33,7 +34,7 @@ pub(super) fn words(given: &Given, program: Program) -> ! {
     let errno = execve(&program.path, &program.args, &program.env);
     // COMPAT: engines look for "exec", the program and the kernel's word in this order.
     let path = program.path.to_str().unwrap_or("?");
-    write!(text, "exec {path}: {}", Lower(errno.desc())).ok();
+    write!(text, "exec {path}: {}", Words(errno)).ok();
     end(answer, &text)
 }
 
@@ -67,18 +68,5 @@ impl Write for Text {
         room[..count].copy_from_slice(&more.as_bytes()[..count]);
         self.length += count;
         Ok(())
-    }
-}
-
-/// The kernel's word for an error as messages have it: without the capital letter.
-struct Lower(&'static str);
-
-impl std::fmt::Display for Lower {
-    fn fmt(&self, out: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let mut letters = self.0.chars();
-        if let Some(first) = letters.next() {
-            out.write_char(first.to_ascii_lowercase())?;
-        }
-        out.write_str(letters.as_str())
     }
 }

@@ -1,9 +1,9 @@
 //! Making a container: `create`, and `run` around it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,9 +17,7 @@ use super::foreground::{self, Signals};
 use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
 };
-use super::{
-    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, end, gathered, run_hooks,
-};
+use super::{CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, gathered, run_hooks};
 use crate::cgroup::{self, Hierarchy};
 use crate::handshake::ParentEnd;
 use crate::hooks;
@@ -143,6 +141,9 @@ struct Made {
 impl<'a> Draft<'a> {
     /// Read the bundle and work out the plan, refusing what cannot be. Nothing is created.
     fn new(options: &'a CreateOptions, detached: bool) -> Result<Self> {
+        if options.systemd_cgroup {
+            bail!("--systemd-cgroup: the systemd cgroup driver is not supported by this build");
+        }
         // CVE-2019-5736: before anything of the container's is near.
         seal::ensure().context("protect the own executable file")?;
         let host = Host::probe()?;

@@ -69,7 +69,8 @@ impl FromStr for Id {
             bail!("container id cannot be empty");
         }
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-        if matches!(text, "." | "..") || !text.bytes().all(allowed) {
+        // COMPAT: `.cache` is a name of runc's too; here it is the cache of compiled seccomp filters.
+        if matches!(text, "." | ".." | ".cache") || !text.bytes().all(allowed) {
             bail!("invalid container ID format");
         }
         Ok(Self(text.to_owned()))

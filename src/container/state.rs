@@ -261,7 +261,9 @@ impl Dir {
                 continue;
             }
             // Passable for the container's root in its user namespace, whatever our umask is.
-            let passable = locked.file.set_permissions(fs::Permissions::from_mode(0o711));
+            let passable = locked
+                .file
+                .set_permissions(fs::Permissions::from_mode(0o711));
             if let Err(error) = passable {
                 locked.remove()?;
                 return Err(error).context("set mode of state directory");

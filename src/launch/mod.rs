@@ -23,7 +23,8 @@ use crate::plan::Plan;
 use crate::plan::mounts::What;
 use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::Filter;
-use crate::report::{debug, lower};
+use crate::report::debug;
+use crate::sys::errno::Words;
 use crate::sys::mount::{self, Change, Reach};
 use crate::sys::pidfd;
 use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
@@ -42,7 +43,7 @@ pub(crate) struct Request<'a> {
 }
 
 /// All that can be worked out, and can fail, before the first side effect.
-pub(crate) struct Prepared4Launch {
+pub(crate) struct Provisions {
     limits: Vec<cgroup::Limit>,
     devices: Option<Devices>,
     filter: Option<Filter>,
@@ -138,17 +139,13 @@ impl Launched {
 ///
 /// # Errors
 /// Names the limit, device rule, seccomp rule or hook at fault.
-pub(crate) fn prepare(request: &Request) -> Result<Prepared4Launch> {
+pub(crate) fn prepare(request: &Request) -> Result<Provisions> {
     let Request { plan, cache, .. } = request;
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
         Prepared::list(kind, hooks.as_deref().unwrap_or_default(), env)
     };
-    #[expect(
-        deprecated,
-        reason = "the specification still has prestart hooks, and engines use them"
-    )]
     let mut runtime_hooks = list("prestart", plan.hooks.prestart(), &[])?;
     runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime(), &[])?);
     let env: Vec<_> = plan
@@ -157,7 +154,7 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared4Launch> {
         .iter()
         .map(|line| line.to_string_lossy().into_owned())
         .collect();
-    Ok(Prepared4Launch {
+    Ok(Provisions {
         limits: cgroup::limits(&control.resources)?,
         devices: control
             .restrict_devices
@@ -182,13 +179,13 @@ pub(crate) fn prepare(request: &Request) -> Result<Prepared4Launch> {
 /// One sentence in the shape that engines look into: `unable to start container process: …`. Nothing is left behind.
 pub(crate) fn launch(
     request: &Request,
-    prepared: Prepared4Launch,
+    prepared: Provisions,
     fifos: Option<(OwnedFd, OwnedFd)>,
 ) -> Result<Launched> {
     let Request {
         plan, hierarchy, ..
     } = request;
-    let Prepared4Launch {
+    let Provisions {
         limits,
         devices,
         filter,
@@ -371,10 +368,10 @@ fn clone_child(
     flags: process::CloneFlags,
     cgroup: Option<&Cgroup>,
 ) -> nix::Result<Cloned> {
-    process::clone3(flags, cgroup.map(Cgroup::fd), || {
-        // The child's copy of what was prepared; the parent's stays untouched.
-        child::main(given)
-    })
+    match process::clone3(flags, cgroup.map(Cgroup::fd))? {
+        Some(cloned) => Ok(cloned),
+        None => child::main(given),
+    }
 }
 
 fn clone_failed(errno: Errno) -> anyhow::Error {
@@ -388,7 +385,7 @@ fn clone_failed(errno: Errno) -> anyhow::Error {
     };
     anyhow!(
         "unable to start container process: clone: {}{hint}",
-        lower(errno)
+        Words(errno)
     )
 }
 
@@ -402,7 +399,7 @@ fn raise_limits(plan: &Plan) -> Result<()> {
                     "process.rlimits: resource {} may not be raised from {hard} to {}: {} (needs CAP_SYS_RESOURCE)",
                     limit.resource,
                     limit.hard,
-                    lower(errno)
+                    Words(errno)
                 )
             })?;
         }
@@ -424,7 +421,7 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
         )
     };
     let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(|errno| anyhow!(lower(errno)))
+        .map_err(|errno| anyhow!("{}", Words(errno)))
         .with_context(field)?;
     match namespace_type(file.as_fd()) {
         Ok(found) if found == clone_flag(kind).bits() => Ok(file),
@@ -458,7 +455,7 @@ fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
         move |errno| {
             anyhow!(
                 "unable to start container process: {what}: {}",
-                lower(errno)
+                Words(errno)
             )
         }
     };
@@ -490,7 +487,7 @@ fn explain(plan: &Plan, failure: &Failure) -> anyhow::Error {
         errno,
         subject,
     } = failure;
-    let why = lower(*errno);
+    let why = Words(*errno).to_string();
     let sentence = match step {
         Step::Hook => return anyhow!(HookFailed(subject.clone())),
         // COMPAT: engines tell a missing program (127) from a forbidden one (126) by these words.

@@ -89,7 +89,6 @@ pub(crate) struct Options {
 /// The whole intention for one container process.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) id: String,
     pub(crate) namespaces: Namespaces,
     /// Maps to write for a new user namespace.
     pub(crate) maps: Option<Maps>,
@@ -189,7 +188,6 @@ impl Plan {
             .transpose()
             .context("container id")?;
         Ok(Self {
-            id: options.id.clone(),
             root: root(spec, &linux, options, &namespaces)?,
             parent_clones_sources: !rootless
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),

@@ -29,6 +29,7 @@ pub(super) struct Decoded {
 ///
 /// Errors: no JSON, a member of the wrong type, or a word outside the specification's list for it; each names the
 /// member and the rule. Unknown members are ignored, as the specification asks (spec.md, extensibility).
+#[cfg(test)]
 pub(crate) fn parse(raw: &[u8]) -> Result<Spec> {
     let decoded = decode(raw)?;
     match decoded.faults.into_iter().min_by_key(Fault::stage) {

@@ -22,7 +22,6 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
 pub(crate) use check::{Context, Fault, may_replace_in_proc, sysctl_path};
-pub(crate) use decode::parse;
 pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 
@@ -30,8 +29,6 @@ const CONFIG: &CStr = c"config.json";
 
 /// A bundle: a directory with a config.json (runtime-spec, bundle.md).
 pub(crate) struct Bundle {
-    /// The directory, opened with `O_PATH`.
-    pub(crate) dir: OwnedFd,
     /// Its absolute path, as the kernel names the open directory.
     pub(crate) path: PathBuf,
     /// config.json, byte for byte.
@@ -62,7 +59,6 @@ impl Bundle {
         let raw = read_config(dir.as_fd())?;
         let decoded = decode::decode(&raw)?;
         Ok(Self {
-            dir,
             path: path.into(),
             raw,
             spec: decoded.spec,

@@ -63,20 +63,6 @@ pub(crate) fn receive(
     Ok((message.bytes, fd))
 }
 
-/// Mark every descriptor from `first` on as closed on exec, in one call (close_range, Linux 5.11).
-pub(crate) fn cloexec_from(first: u32) -> nix::Result<()> {
-    // SAFETY: only flags of descriptors change; none is closed while somebody owns it.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-    Errno::result(done).map(drop)
-}
-
 /// Put a copy of `fd` at exactly the number `target`, not closed on exec.
 pub(crate) fn install(fd: BorrowedFd, target: RawFd) -> nix::Result<()> {
     // SAFETY: dup2 onto one of the standard descriptors, which no owned type stands for.

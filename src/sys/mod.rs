@@ -8,6 +8,7 @@
 #[cfg(debug_assertions)]
 pub(crate) mod alloc_guard;
 pub(crate) mod bpf;
+pub(crate) mod errno;
 pub(crate) mod fd;
 pub(crate) mod filter;
 pub(crate) mod mount;

@@ -18,7 +18,6 @@ pub(crate) mod attr {
     pub(crate) const NOEXEC: u64 = 0x8;
     /// All values of access time handling: a change of one of them clears the whole field first.
     pub(crate) const ATIME: u64 = 0x70;
-    pub(crate) const RELATIME: u64 = 0x0;
     pub(crate) const NOATIME: u64 = 0x10;
     pub(crate) const STRICTATIME: u64 = 0x20;
     pub(crate) const NODIRATIME: u64 = 0x80;

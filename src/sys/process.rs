@@ -18,17 +18,11 @@ pub(crate) struct Cloned {
     pub(crate) pidfd: OwnedFd,
 }
 
-/// Make a process that runs `child` in a copy of this one's memory, as fork(2) does, in new namespaces as `flags` say.
+/// Make a copy of this process as its child, in new namespaces as `flags` say. None in the copy.
 ///
-/// With `cgroup` the process is born in that cgroup v2 directory (CLONE_INTO_CGROUP, Linux 5.7).
-///
-/// The closure never returns: the parent's destructors must not run twice. The caller has one thread only, so the copy
-/// holds no lock that nobody would release.
-pub(crate) fn clone3(
-    flags: CloneFlags,
-    cgroup: Option<BorrowedFd>,
-    child: impl FnOnce() -> std::convert::Infallible,
-) -> nix::Result<Cloned> {
+/// With `cgroup` the copy is born in that cgroup v2 directory (CLONE_INTO_CGROUP, Linux 5.7). The caller has one thread
+/// only, so the copy holds no lock that nobody would release.
+pub(crate) fn clone3(flags: CloneFlags, cgroup: Option<BorrowedFd>) -> nix::Result<Option<Cloned>> {
     let mut pidfd: c_int = -1;
     let mut args = clone_args(flags | libc::CLONE_PIDFD as u64);
     args.pidfd = &raw mut pidfd as u64;
@@ -37,15 +31,11 @@ pub(crate) fn clone3(
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
-    let forked = fork_with(&args)?;
-    match forked {
-        None => match child() {},
+    Ok(fork_with(&args)?.map(|pid| Cloned {
+        pid,
         // SAFETY: CLONE_PIDFD stored a new descriptor there, which nobody else owns.
-        Some(pid) => Ok(Cloned {
-            pid,
-            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-        }),
-    }
+        pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+    }))
 }
 
 /// Make a copy of this process that is a child of this one's parent. None in the copy, its pid in the original.
@@ -97,7 +87,8 @@ pub(crate) fn exit_now(code: c_int) -> ! {
 /// An argument or environment list as execve wants it: the strings, and the null-terminated array of their addresses.
 pub(crate) struct ExecArray {
     pointers: Vec<*const c_char>,
-    strings: Vec<CString>,
+    /// Kept for the pointers.
+    _strings: Vec<CString>,
 }
 
 impl ExecArray {
@@ -107,11 +98,10 @@ impl ExecArray {
             .map(|s| s.as_ptr())
             .chain([std::ptr::null()])
             .collect();
-        Self { pointers, strings }
-    }
-
-    pub(crate) fn first(&self) -> Option<&CStr> {
-        self.strings.first().map(CString::as_c_str)
+        Self {
+            pointers,
+            _strings: strings,
+        }
     }
 }
 

@@ -243,7 +243,7 @@ fn start_container_hook_without_env_has_the_programs() {
     logged
         .bundle
         .edit(|c| c["process"]["env"] = json!(["PATH=/bin", "COLOUR=blue"]));
-    let script = "tr '\\0' '\\n' < /proc/$$/environ > /log/env";
+    let script = "cat /proc/$$/environ | tr '\\0' '\\n' > /log/env";
     logged.add(
         "startContainer",
         json!({ "path": "/bin/sh", "args": ["sh", "-c", script] }),

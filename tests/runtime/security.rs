@@ -91,12 +91,9 @@ fn a_waiting_container_shows_no_descriptor_of_the_host_to_its_peers() {
     ];
     let waiting = asking(&[], |_| {});
     waiting.create();
-    let spy = asking(
-        &QUESTIONS,
-        |c| {
-            namespace(c, "pid")["path"] = json!(format!("/proc/{}/ns/pid", waiting.pid()));
-        },
-    );
+    let spy = asking(&QUESTIONS, |c| {
+        namespace(c, "pid")["path"] = json!(format!("/proc/{}/ns/pid", waiting.pid()));
+    });
     let seen = see(&spy);
     // CVE-2016-9962: not dumpable, so that nobody inside may look at it or trace it.
     for question in QUESTIONS {
