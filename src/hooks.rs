@@ -263,7 +263,7 @@ mod tests {
         );
         assert_eq!(
             failure(hook("kill -9 $$")),
-            "error running createRuntime hook #0: signal 9, stdout: , stderr: "
+            "error running createRuntime hook #0: signal: killed, stdout: , stderr: "
         );
         assert_eq!(
             failure(HookBuilder::default().path("/no/such")),

@@ -111,7 +111,7 @@ struct Entry {
     about: &'static str,
     hidden: bool,
     command: fn(&str) -> Command,
-    run: fn(&Global, Vec<OsString>) -> Result<u8>,
+    run: fn(&str, Flags, Vec<OsString>) -> Result<u8>,
 }
 
 const fn entry<V: Verb>() -> Entry {
@@ -190,13 +190,7 @@ fn run(program: &str, args: Vec<OsString>) -> Result<u8> {
     let Some(verb) = VERBS.iter().find(|verb| name == verb.name) else {
         bail!("No help topic for '{}'", name.to_string_lossy());
     };
-    let rest: Vec<_> = rest.collect();
-    // Help needs no state root, and must not fail for the want of one.
-    if rest.iter().any(|arg| arg == "-h" || arg == "--help") {
-        return print(&(verb.command)(program).render_help().to_string());
-    }
-    let global = Global::new(program, flags)?;
-    (verb.run)(&global, rest)
+    (verb.run)(program, flags, rest.collect())
 }
 
 fn help(program: &str, command: &mut Command, topic: Option<OsString>) -> Result<u8> {
@@ -209,14 +203,17 @@ fn help(program: &str, command: &mut Command, topic: Option<OsString>) -> Result
     }
 }
 
+fn open_log(program: &str, flags: &Flags) -> Result<()> {
+    let format = match flags.log_format.as_str() {
+        "text" => Format::Text,
+        "json" => Format::Json,
+        other => bail!("invalid log-format: {other:?}"),
+    };
+    report::set_up(program, flags.log.as_deref(), format, flags.debug)
+}
+
 impl Global {
     fn new(program: &str, flags: Flags) -> Result<Self> {
-        let format = match flags.log_format.as_str() {
-            "text" => Format::Text,
-            "json" => Format::Json,
-            other => bail!("invalid log-format: {other}"),
-        };
-        report::set_up(program, flags.log.as_deref(), format, flags.debug)?;
         let rootless = match flags.rootless.as_str() {
             "true" => Rootless::Yes,
             "false" => Rootless::No,
@@ -373,8 +370,9 @@ fn whole_tree() -> Command {
     global_command("pelagos").subcommands(tree)
 }
 
-fn parse_and_run<V: Verb>(global: &Global, args: Vec<OsString>) -> Result<u8> {
-    let mut command = command::<V>(&global.program);
+fn parse_and_run<V: Verb>(program: &str, flags: Flags, args: Vec<OsString>) -> Result<u8> {
+    open_log(program, &flags)?;
+    let mut command = command::<V>(program);
     let args = with_two_dashes(&command, args, false);
     let matches = match parse(&mut command, args)? {
         Parsed::Matches(matches) => matches,
@@ -387,14 +385,11 @@ fn parse_and_run<V: Verb>(global: &Global, args: Vec<OsString>) -> Result<u8> {
         .map_or(0, Iterator::count);
     if let Some(fault) = V::ARGUMENTS.fault(given) {
         print(&format!("Incorrect Usage.\n\n{}", command.render_help()))?;
-        bail!(
-            "{}: \"{}\" requires {fault} argument(s)",
-            global.program,
-            V::NAME
-        );
+        bail!("{program}: \"{}\" requires {fault} argument(s)", V::NAME);
     }
     let verb = V::from_arg_matches(&matches).map_err(usage_error)?;
-    verb.run(global)
+    // ORDER: after the usage was looked at. Help must not fail for the want of a state root.
+    verb.run(&Global::new(program, flags)?)
 }
 
 impl Count {
