@@ -141,6 +141,12 @@ fn encode(
 /// The launching side.
 pub(crate) struct ParentEnd(OwnedFd);
 
+impl AsFd for ParentEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl ParentEnd {
     pub(crate) fn mapped(&self) -> nix::Result<()> {
         self.say(Kind::Mapped)

@@ -267,7 +267,7 @@ mod tests {
         );
         assert_eq!(
             failure(HookBuilder::default().path("/no/such")),
-            "error running createRuntime hook #0: exec /no/such: No such file or directory, stdout: , stderr: "
+            "error running createRuntime hook #0: exec /no/such: no such file or directory, stdout: , stderr: "
         );
     }
 

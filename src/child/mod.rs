@@ -24,7 +24,7 @@ mod privileges;
 mod rootfs;
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -35,11 +35,15 @@ use crate::handshake::{ChildEnd, Step};
 use crate::hooks::Prepared;
 use crate::plan::Plan;
 use crate::plan::seccomp::Filter;
+use crate::sys::fd::close_foreign;
 use crate::sys::process::CloneFlags;
 
 /// What the child is given besides the plan: all that the parent opened or made for it.
 pub(crate) struct Given<'a> {
     pub(crate) plan: &'a Plan,
+    /// Descriptors of the parent's, which would tell nobody that the parent has died while they are open here too: its
+    /// end of the conversation, and the lock of the state directory.
+    pub(crate) parents_own: Vec<RawFd>,
     pub(crate) talk: ChildEnd,
     /// Whether the parent has to act before anything else: write the id maps, or place the process in its cgroup.
     pub(crate) wait_mapped: bool,
@@ -88,6 +92,7 @@ impl Given<'_> {
 
 /// Become the container's process.
 pub(crate) fn main(given: &mut Given) -> ! {
+    given.parents_own.drain(..).for_each(close_foreign);
     // Modes are given as they are meant; the payload's own mask comes last.
     umask(Mode::empty());
     enter::namespaces(given);

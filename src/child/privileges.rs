@@ -169,7 +169,7 @@ fn enter_cwd(given: &Given, root: &OwnedFd, opened: nix::Result<OwnedFd>) {
         Err(Errno::EACCES) => rootfs::open_directory(root, cwd),
         other => other,
     };
-    let entered = directory.and_then(|directory| fchdir(directory));
+    let entered = directory.and_then(fchdir);
     given.check(entered, Step::Cwd, cwd);
     match getcwd() {
         Ok(path) if path.is_absolute() => {}

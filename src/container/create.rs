@@ -209,19 +209,19 @@ impl<'a> Draft<'a> {
 
     /// Make the container, up to the point where only the word to start is missing.
     fn make(&self, word: Word) -> Result<Made> {
+        let cache = launch::cache_directory(&self.options.root);
+        let prepared = launch::prepare(&self.plan, &cache)?;
+        let claim = Claim(Some(Dir::create(&self.options.root, &self.options.id)?));
+        let dir = claim.dir();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,
             hierarchy: &self.hierarchy,
             cgroup: &self.cgroup,
-            cache: &launch::cache_directory(&self.options.root),
             state: &state,
             rootless: self.rootless,
+            lock: dir.as_fd(),
         };
-        let prepared = launch::prepare(&request)?;
-        let locked = Dir::create(&self.options.root, &self.options.id)?;
-        let claim = Claim(Some(locked));
-        let dir = claim.dir();
         let mut record = self.intent();
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;

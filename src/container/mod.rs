@@ -254,7 +254,10 @@ pub(crate) fn release(container: &Locked, record: &Record) -> Result<()> {
     if !message.is_empty() {
         // Its last word; wait for the death that follows, so that `state` says stopped from here on.
         pidfd::wait_dead(&init, DEATH).context("wait for the container's init")?;
-        bail!("{}", String::from_utf8_lossy(&message));
+        bail!(
+            "unable to start container process: {}",
+            String::from_utf8_lossy(&message)
+        );
     }
 
     if let Err(error) = run_hooks("poststart", &record.poststart, record, Status::Running) {
@@ -472,7 +475,7 @@ fn gathered(mut errors: Vec<anyhow::Error>) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::{Gid, Pid, Uid};
+    use nix::unistd::{Gid, Uid};
     use std::process::{Child, Command};
     use std::time::Instant;
 
@@ -586,7 +589,10 @@ mod tests {
     #[test]
     fn reason_of_a_payload_that_cannot_run_is_the_error_of_start() {
         let fake = Fake::new("printf 'exec: no such file' >&3; exit 1", |_| {});
-        assert_eq!(fake.start(), Err("exec: no such file".into()));
+        assert_eq!(
+            fake.start(),
+            Err("unable to start container process: exec: no such file".into())
+        );
         assert_eq!(fake.status(), Status::Stopped);
         assert_eq!(
             fake.start(),

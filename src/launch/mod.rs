@@ -4,7 +4,7 @@
 pub(crate) mod cache;
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -35,11 +35,11 @@ pub(crate) struct Request<'a> {
     pub(crate) hierarchy: &'a Hierarchy,
     /// The container's cgroup, below the hierarchy.
     pub(crate) cgroup: &'a Path,
-    /// Where compiled seccomp filters are kept.
-    pub(crate) cache: &'a Path,
     /// The container's state for its hooks, from a status and a pid.
     pub(crate) state: &'a dyn Fn(&str, i32) -> Vec<u8>,
     pub(crate) rootless: bool,
+    /// The lock that the caller holds, which the child must not hold with it.
+    pub(crate) lock: BorrowedFd<'a>,
 }
 
 /// All that can be worked out, and can fail, before the first side effect.
@@ -135,12 +135,11 @@ impl Launched {
     }
 }
 
-/// Do everything that can fail without touching the host.
+/// Do everything that can fail without touching the host. Compiled seccomp filters are kept in `cache`.
 ///
 /// # Errors
 /// Names the limit, device rule, seccomp rule or hook at fault.
-pub(crate) fn prepare(request: &Request) -> Result<Provisions> {
-    let Request { plan, cache, .. } = request;
+pub(crate) fn prepare(plan: &Plan, cache: &Path) -> Result<Provisions> {
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
@@ -203,6 +202,7 @@ pub(crate) fn launch(
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
     let mut given = Given {
         plan,
+        parents_own: vec![talk.as_fd().as_raw_fd(), request.lock.as_raw_fd()],
         talk: child_end,
         wait_mapped: plan.maps.is_some(),
         unshare: plan.namespaces.unshare,

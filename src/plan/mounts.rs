@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn every_word_of_the_features_table_has_a_meaning() {
-        for word in crate::spec::MOUNT_OPTIONS {
+        for word in crate::spec::features::MOUNT_OPTIONS {
             assert!(meaning(word).is_some(), "{word}");
         }
     }

@@ -225,7 +225,7 @@ const PATHS: &str = r#"
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Context, check::check, parse};
+    use crate::spec::{Context, check::check, decode::parse};
     use serde_json::{Value, json};
 
     #[test]

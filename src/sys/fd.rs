@@ -87,6 +87,12 @@ pub(crate) fn write_raw(fd: BorrowedFd, data: &[u8]) -> nix::Result<usize> {
     nix::unistd::write(fd, data)
 }
 
+/// Close a descriptor that an owner in this process's memory, copied from its parent, will never drop.
+pub(crate) fn close_foreign(number: RawFd) {
+    // SAFETY: after a fork the copied owner is not used and its destructor does not run (see above).
+    unsafe { libc::close(number) };
+}
+
 /// Close every descriptor from `first` on except those in `keep`, which is sorted (close_range, Linux 5.9).
 ///
 /// For a process that will end by execve or `_exit`: owned descriptors among them are closed behind their owners' backs,

@@ -259,7 +259,7 @@ fn state_list_and_kill_do_not_wait_behind_a_hung_create() {
     let bundle = Bundle::sleeping();
     bundle.edit(|c| {
         c["hooks"] =
-            json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "1000"] }] })
+            json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "1000"] }] });
     });
     let hung = bundle.verb(["create", &bundle.id]).spawn();
     let began = Instant::now();

@@ -32,7 +32,7 @@ fn refused(changes: &[(&str, Value)], field: &str, rule: &str) {
     let bundle = Bundle::with(|c| {
         changes
             .iter()
-            .for_each(|(pointer, value)| set(c, pointer, value.clone()))
+            .for_each(|(pointer, value)| set(c, pointer, value.clone()));
     });
     let outcome = bundle.verb(["create", &bundle.id]).run();
     outcome.fails_with(field);
@@ -562,7 +562,7 @@ fn faults_that_only_the_kernel_finds_name_what_was_tried() {
         let edit = edit.as_object().expect("an object");
         let bundle = Bundle::with(|c| {
             edit.iter()
-                .for_each(|(pointer, value)| set(c, pointer, value.clone()))
+                .for_each(|(pointer, value)| set(c, pointer, value.clone()));
         });
         let outcome = bundle.verb(["create", &bundle.id]).run();
         if !runtime().is("pelagos") {

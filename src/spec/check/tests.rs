@@ -1,7 +1,7 @@
 //! One row per rule: a config that breaks it, and what is said of it.
 
 use super::*;
-use crate::spec::{default_config, parse};
+use crate::spec::{decode::parse, default_config};
 use serde_json::{Value, json};
 
 /// Put `value` at the JSON pointer `at`, making the members on the way; null removes.
@@ -239,7 +239,7 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
         ),
         (
             ("/linux/namespaces/1/path", json!("ns/net")),
-            "linux.namespaces[1].path: namespace path must be absolute",
+            "linux.namespaces[1].path: namespace path must be absolute, not relative",
         ),
         (
             ("/linux/uidMappings", json!([])),
