@@ -207,7 +207,7 @@ fn open_log(program: &str, flags: &Flags) -> Result<()> {
     let format = match flags.log_format.as_str() {
         "text" => Format::Text,
         "json" => Format::Json,
-        other => bail!("invalid log-format: {other:?}"),
+        other => bail!("invalid log-format: {other}"),
     };
     report::set_up(program, flags.log.as_deref(), format, flags.debug)
 }

@@ -255,8 +255,7 @@ pub(crate) fn launch(
                 .context("linux.uidMappings, linux.gidMappings")?;
         }
         debug!("process {pid} is mapped and in its cgroup");
-        // A child that died meanwhile has said why.
-        talk.mapped().ok();
+        unless_gone(talk.mapped()).context("tell the container's process to go on")?;
     }
     let mut launched = Launched {
         talk,
@@ -265,6 +264,14 @@ pub(crate) fn launch(
     };
     converse(request, &mut launched, &runtime_hooks)?;
     Ok(launched)
+}
+
+/// A child that died meanwhile has left word why, which is heard next.
+fn unless_gone(said: nix::Result<()>) -> nix::Result<()> {
+    match said {
+        Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
+        other => other,
+    }
 }
 
 /// Answer the child until it is ready.
@@ -283,7 +290,8 @@ fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepare
                     hook.run(&state)
                         .map_err(|failure| HookFailed(failure.to_string()))?;
                 }
-                launched.talk.hooked().ok();
+                unless_gone(launched.talk.hooked())
+                    .context("tell the container's process to go on")?;
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),
             Heard::Ready => return Ok(()),

@@ -41,6 +41,10 @@ pub(crate) fn parse(raw: &[u8]) -> Result<Spec> {
 /// As [`parse`], but go on past words that are not in the specification's lists: they are left out of the result and
 /// returned as faults, so that `check` can report them together with everything else.
 pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
+    if raw.trim_ascii_start().starts_with(b"[") {
+        // serde would take an array for the members in their order.
+        bail!("config.json: invalid type: an array, where an object is expected");
+    }
     let mut decoded = match serde_json::from_slice(raw) {
         Ok(spec) => Decoded {
             spec,
@@ -71,10 +75,6 @@ pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
 
 fn decode_again(raw: &[u8]) -> Result<Decoded> {
     let mut config: Value = serde_json::from_slice(raw).map_err(|e| anyhow!("config.json: {e}"))?;
-    if config.is_array() {
-        // serde takes an array for the members in their order.
-        bail!("config.json: invalid type: an array, where an object is expected");
-    }
     if config.is_null() {
         bail!("config cannot be null");
     }

@@ -213,6 +213,17 @@ fn has(feature: Feature) -> bool {
     ABSENT.iter().all(|absent| absent.feature != feature)
 }
 
+/// The members of the features structure.
+const TOP: [&str; 7] = [
+    "ociVersionMin",
+    "ociVersionMax",
+    "hooks",
+    "mountOptions",
+    "linux",
+    "annotations",
+    "potentiallyUnsafeConfigAnnotations",
+];
+
 /// What the `features` verb prints: the features structure of runtime-spec 1.3 (features.md, features-linux.md), indented
 /// by four spaces, without a final newline. It depends on the build alone, never on the host.
 pub(crate) fn features_json() -> String {
@@ -221,8 +232,9 @@ pub(crate) fn features_json() -> String {
     drop_unset(&mut tree);
     let mut text = Vec::new();
     let mut writer = Serializer::with_formatter(&mut text, PrettyFormatter::with_indent(b"    "));
-    tree.serialize(&mut writer)
-        .expect("a Vec takes every write");
+    // COMPAT: the members in runc's order.
+    let known = TOP.iter().filter_map(|name| Some((name, tree.get(name)?)));
+    serde::Serializer::collect_map(&mut writer, known).expect("a Vec takes every write");
     String::from_utf8(text).expect("JSON is UTF-8")
 }
 

@@ -35,6 +35,7 @@ fn refused(changes: &[(&str, Value)], field: &str, rule: &str) {
             .for_each(|(pointer, value)| set(c, pointer, value.clone()));
     });
     let outcome = bundle.verb(["create", &bundle.id]).run();
+    assert_ne!(outcome.code(), 0, "{field} {rule} is to be refused");
     outcome.fails_with(field);
     outcome.fails_with(rule);
     bundle.assert_nothing_left();
@@ -180,10 +181,13 @@ fn contradictory_config_is_refused_by_field_and_rule() {
             "duplicated rlimit RLIMIT_AS",
         ),
         (
-            vec![(
-                "/process/consoleSize",
-                json!({ "height": 65536, "width": 1 }),
-            )],
+            vec![
+                ("/process/terminal", json!(true)),
+                (
+                    "/process/consoleSize",
+                    json!({ "height": 65536, "width": 1 }),
+                ),
+            ],
             "process.consoleSize",
             "65535",
         ),
