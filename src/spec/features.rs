@@ -6,7 +6,6 @@ use oci_spec::runtime::{
     self as oci, Arch, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, Spec,
 };
-use serde::Serialize;
 use serde_json::{Serializer, Value, ser::PrettyFormatter};
 
 use super::check::Stage;
