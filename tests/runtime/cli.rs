@@ -385,10 +385,7 @@ fn called_by_the_name_runc_it_answers_to_it() {
             concat!("runc version 1.5.0+pelagos.", env!("CARGO_PKG_VERSION"))
         );
         let help = Verb::new(["--help"]).program(&link).ok();
-        assert!(
-            help.stdout.contains("runc") && !help.stdout.contains("pelagos "),
-            "{help}"
-        );
+        assert!(help.stdout.contains("runc [global options]"), "{help}");
         let wrong = Verb::new(["start"]).program(&link).run();
         assert!(
             wrong
@@ -428,12 +425,12 @@ fn features_is_pure_json_that_tells_the_truth() {
     let outcome = Verb::new(["features"]).ok();
     assert_eq!(outcome.stderr, "");
     assert!(
-        outcome
-            .stdout
-            .starts_with("{\n    \"ociVersionMin\": \"1.0.0\",\n    \"ociVersionMax\": \"1.3.0\","),
-        "{outcome}"
+        outcome.stdout.starts_with("{\n    \""),
+        "indented by four: {outcome}"
     );
     let all = outcome.json();
+    assert_eq!(all["ociVersionMin"], json!("1.0.0"));
+    assert_eq!(all["ociVersionMax"], json!("1.3.0"));
     let hooks = [
         "prestart",
         "createRuntime",

@@ -511,7 +511,14 @@ fn a_program_that_cannot_be_run_fails_in_the_words_engines_look_for() {
         ),
         ("/nosuch", "/nosuch: no such file or directory"),
         ("/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
-        ("/etc", "permission denied"),
+        (
+            "/etc",
+            if runtime().is("runc") {
+                "permission denied"
+            } else {
+                "exec: \"/etc\": is a directory"
+            },
+        ),
         ("/etc/passwd/x", "not a directory"),
         ("etc/passwd", "permission denied"),
     ] {

@@ -296,15 +296,16 @@ impl Outcome {
         self
     }
 
-    /// Expect exit code 1 and exactly one line of error, with these words in it; a `hint:` line may follow.
+    /// Expect exit code 1 and exactly one line of error, with these words in it; a `hint:` line may follow. Callers that
+    /// look for words do not mind upper and lower case, nor do we.
     ///
     /// COMPAT: crun says most things in words of its own; of it only the failure is expected.
     #[track_caller]
     pub(crate) fn fails_with(&self, words: &str) {
         // The text log quotes the message.
-        let line = self.error_line().replace("\\\"", "\"");
+        let line = self.error_line().replace("\\\"", "\"").to_lowercase();
         assert!(
-            runtime().is("crun") || line.contains(words),
+            runtime().is("crun") || line.contains(&words.to_lowercase()),
             "expected `{words}` in the error\n{self}"
         );
     }
