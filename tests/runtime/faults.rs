@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    Bundle, Outcome, eventually, leaks, mounts, namespace, process_args, runtime,
-};
+use crate::support::{Bundle, Outcome, mounts, namespace, process_args, runtime};
 
 /// The calls that make a container or tell about it; none of these undoes anything. poll is not among them: Rust's own
 /// start makes one, and aborts when it fails.
