@@ -50,7 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hooks", &["sys"]),
     ("idmap", &[]),
     ("cgroup", &["sys"]),
-    ("report", &[]),
+    ("report", &["sys"]),
     ("sys", &[]),
 ];
 

@@ -12,7 +12,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, isatty, read, write};
 
-use crate::sys::{pidfd, spawn, tty};
+use crate::sys::fd::standard;
+use crate::sys::{pidfd, pty, spawn};
 
 /// The blocked signals of this process, to be read one by one.
 #[derive(Debug)]
@@ -166,9 +167,9 @@ impl Console {
     /// Gives the pty the size of our terminal, if we have one.
     fn resize(&self) {
         if let Some(terminal) = &self.terminal
-            && let Ok(size) = tty::window_size(terminal.fd)
+            && let Ok(size) = pty::window_size(terminal.fd)
         {
-            tty::set_window_size(&self.master, size).ok();
+            pty::set_window_size(self.master.as_fd(), size).ok();
         }
     }
 
@@ -176,10 +177,10 @@ impl Console {
     fn streams(&self) -> Vec<(Stream, PollFd<'_>)> {
         let mut streams = Vec::with_capacity(3);
         if self.input && self.to_payload.is_empty() {
-            streams.push((Stream::Input, PollFd::new(stdio(0), PollFlags::POLLIN)));
+            streams.push((Stream::Input, PollFd::new(standard(0), PollFlags::POLLIN)));
         }
         if !self.to_us.is_empty() {
-            streams.push((Stream::Output, PollFd::new(stdio(1), PollFlags::POLLOUT)));
+            streams.push((Stream::Output, PollFd::new(standard(1), PollFlags::POLLOUT)));
         }
         let mut master = PollFlags::empty();
         if self.to_us.is_empty() {
@@ -197,7 +198,7 @@ impl Console {
     /// Moves what can be moved at one stream that is ready.
     fn copy(&mut self, stream: Stream) {
         match stream {
-            Stream::Input => match read_chunk(stdio(0)) {
+            Stream::Input => match read_chunk(standard(0)) {
                 Some(chunk) if chunk.is_empty() => self.input = false,
                 Some(chunk) => self.to_payload = chunk,
                 None => {}
@@ -230,7 +231,7 @@ impl Console {
     }
 
     fn write_out(&mut self) {
-        match write(stdio(1), &self.to_us) {
+        match write(standard(1), &self.to_us) {
             Ok(length) => drop(self.to_us.drain(..length)),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             // Our reader is gone; the payload must not block on that.
@@ -243,7 +244,7 @@ impl Console {
     fn drain(&mut self) {
         while self.output {
             while !self.to_us.is_empty() {
-                let mut fds = [PollFd::new(stdio(1), PollFlags::POLLOUT)];
+                let mut fds = [PollFd::new(standard(1), PollFlags::POLLOUT)];
                 match poll(&mut fds, PollTimeout::NONE) {
                     Ok(_) => self.write_out(),
                     Err(Errno::EINTR) => {}
@@ -292,7 +293,7 @@ impl RawTerminal {
     /// None when no standard stream is a terminal.
     fn new() -> Result<Option<Self>> {
         let Some(fd) = [0, 1, 2]
-            .map(stdio)
+            .map(standard)
             .into_iter()
             .find(|fd| isatty(fd).unwrap_or(false))
         else {
@@ -310,8 +311,4 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         tcsetattr(self.fd, SetArg::TCSANOW, &self.before).ok();
     }
-}
-
-fn stdio(number: usize) -> BorrowedFd<'static> {
-    tty::standard_streams()[number]
 }

@@ -19,4 +19,3 @@ pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod seal;
 pub(crate) mod spawn;
-pub(crate) mod tty;

@@ -44,6 +44,22 @@ pub(crate) fn peer(master: BorrowedFd) -> nix::Result<OwnedFd> {
     }
 }
 
+/// The size of the terminal `tty`.
+pub(crate) fn window_size(tty: BorrowedFd) -> nix::Result<WindowSize> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel writes one winsize, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok(WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
+}
+
 pub(crate) fn set_window_size(tty: BorrowedFd, size: WindowSize) -> nix::Result<()> {
     let size = libc::winsize {
         ws_row: size.rows,

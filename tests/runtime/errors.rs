@@ -61,7 +61,7 @@ fn malformed_config_is_one_line_that_says_where() {
         (String::new(), "line 1 column 0"),
         ("{".into(), "line 1 column 1"),
         ("null".into(), "config cannot be null"),
-        ("[]".into(), "process"),
+        ("[]".into(), "an array, where an object is expected"),
         (
             "{\"ociVersion\": \"1.0.2\",\n \"process\": 3}".into(),
             "config.json: process: invalid type",
