@@ -57,6 +57,8 @@ pub(crate) struct Given<'a> {
     /// Trees that the parent cloned: of the root, and of the mount with the same index.
     pub(crate) root_tree: Option<OwnedFd>,
     pub(crate) trees: Vec<Option<OwnedFd>>,
+    /// The path by which the kernel knows the root, once it is attached.
+    pub(crate) root_name: PathBuf,
     /// The mounts of proc and sysfs that the child has made, and where.
     pub(crate) kernel_trees: Vec<(PathBuf, OwnedFd)>,
     /// Where the host has the cgroup hierarchy, and the container's directory in it.

@@ -29,6 +29,7 @@ fn plain(errno: Errno) -> Refused {
 /// Build the container's tree below its root, and return a handle on that root.
 pub(super) fn attach(given: &mut Given) -> OwnedFd {
     let root = attach_root(given);
+    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
     for index in 0..given.plan.mounts.len() {
         let tree = given.trees.get_mut(index).and_then(Option::take);
         let op = &given.plan.mounts[index];
@@ -132,21 +133,11 @@ fn carry_out(
 
 /// Nothing is mounted on /proc but a proc, and nothing inside it but what engines put there.
 // CVE-2019-16884: by what the target turned out to be, since any component on the way to it may have been a link.
-fn check_proc(
-    given: &Given,
-    root: BorrowedFd,
-    op: &MountOp,
-    target: BorrowedFd,
-) -> Result<(), Refused> {
-    let name = |file: BorrowedFd| {
-        let mut link = String::from("self/fd/");
-        link.push_str(&file.as_raw_fd().to_string());
-        readlinkat(given.host_proc(), Path::new(&link))
-            .map(PathBuf::from)
-            .map_err(plain)
-    };
-    let (root, target) = (name(root)?, name(target)?);
-    match target.strip_prefix(&root) {
+fn check_proc(given: &Given, op: &MountOp, target: BorrowedFd) -> Result<(), Refused> {
+    match name(given, target)
+        .map_err(plain)?
+        .strip_prefix(&given.root_name)
+    {
         Ok(inner) if op.may_cover(inner) => Ok(()),
         Ok(_) => Err((
             Errno::EPERM,
@@ -155,6 +146,13 @@ fn check_proc(
         // Renamed out of the root while we looked.
         Err(_) => Err(plain(Errno::EXDEV)),
     }
+}
+
+/// The path by which the kernel knows an open file.
+fn name(given: &Given, file: BorrowedFd) -> nix::Result<PathBuf> {
+    let mut link = String::from("self/fd/");
+    link.push_str(&file.as_raw_fd().to_string());
+    readlinkat(given.host_proc(), Path::new(&link)).map(PathBuf::from)
 }
 
 /// Recursive attributes, then propagation: each as it was written.
@@ -193,7 +191,7 @@ fn bind(
         Kind::File
     };
     let (target, _) = ensure(root, &op.untrusted_target, kind).map_err(plain)?;
-    check_proc(given, root, op, target.as_fd())?;
+    check_proc(given, op, target.as_fd())?;
     mount::attach(tree.as_fd(), target.as_fd()).map_err(plain)?;
     Ok(tree)
 }
@@ -210,7 +208,7 @@ fn filesystem(
     parameters: &[Parameter],
 ) -> Result<OwnedFd, Refused> {
     let (target, made) = target_directory(root, op)?;
-    check_proc(given, root, op, target.as_fd())?;
+    check_proc(given, op, target.as_fd())?;
     let name = Parameter {
         key: c"source".to_owned(),
         value: Some(source.clone()),
@@ -334,7 +332,7 @@ fn cgroup(
     how: Hierarchy,
 ) -> Result<OwnedFd, Refused> {
     let (target, _) = target_directory(root, op)?;
-    check_proc(given, root, op, target.as_fd())?;
+    check_proc(given, op, target.as_fd())?;
     let mut change = op.at_first();
     let mounted = match how {
         Hierarchy::New => match mount::new_filesystem(c"cgroup2", parameters, change.set) {

@@ -225,13 +225,14 @@ impl<'a> Draft<'a> {
         let mut record = self.intent();
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;
-        dir.freeze_config(&self.bundle.raw)?;
         let fifos = match word {
             Word::Later => Some(self.fifos(dir)?),
             Word::Now => None,
         };
-        let launched = launch::launch(&request, prepared, fifos)
-            .map_err(|error| self.after_failure(error, &record))?;
+        let launched = launch::launch(&request, prepared, fifos, || {
+            dir.freeze_config(&self.bundle.raw)
+        })
+        .map_err(|error| self.after_failure(error, &record))?;
         self.put_on_record(dir, &mut record, &launched)?;
         // The child, told that the parent is gone, would end; told that it is on record it waits for its start.
         if let Err(errno) = launched.talk.saved() {

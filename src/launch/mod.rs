@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
 
 use crate::cgroup::{self, Cgroup, Devices, Hierarchy};
@@ -172,7 +172,8 @@ pub(crate) fn prepare(plan: &Plan, cache: &Path) -> Result<Provisions> {
 
 /// Make the container's process, up to the point where only the word to start is missing.
 ///
-/// `fifos` are the go and the answer descriptor; without them the conversation's socket is both.
+/// `fifos` are the go and the answer descriptor; without them the conversation's socket is both. `meanwhile` is work of
+/// the caller's that can be done while the child builds its tree.
 ///
 /// # Errors
 /// One sentence in the shape that engines look into: `unable to start container process: …`. Nothing is left behind.
@@ -180,6 +181,7 @@ pub(crate) fn launch(
     request: &Request,
     prepared: Provisions,
     fifos: Option<(OwnedFd, OwnedFd)>,
+    meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Launched> {
     let Request {
         plan, hierarchy, ..
@@ -196,7 +198,7 @@ pub(crate) fn launch(
         process: None,
         cgroup: None,
     };
-    undo.cgroup = make_cgroup(request, &limits, devices.as_ref())?;
+    undo.cgroup = make_cgroup(request, &limits)?;
     raise_limits(plan)?;
 
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
@@ -221,6 +223,7 @@ pub(crate) fn launch(
         host_proc: Some(open_path("/proc")?),
         root_tree: None,
         trees: Vec::new(),
+        root_name: PathBuf::new(),
         kernel_trees: Vec::new(),
         hierarchy: hierarchy.mount_point().to_owned(),
         cgroup: request.cgroup.to_owned(),
@@ -257,6 +260,12 @@ pub(crate) fn launch(
         debug!("process {pid} is mapped and in its cgroup");
         unless_gone(talk.mapped()).context("tell the container's process to go on")?;
     }
+    // ORDER: the child holds no program of the container's before it hears `Saved`, so that the rules may come while it
+    // makes its mounts.
+    if let Some(cgroup) = &undo.cgroup {
+        confine(cgroup, devices.as_ref(), plan.control.delegate_to)?;
+    }
+    meanwhile()?;
     let mut launched = Launched {
         talk,
         console: None,
@@ -314,37 +323,31 @@ fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
         .map_or(Ok(()), |adjustment| adjust_oom_score(pid, adjustment))
 }
 
-fn make_cgroup(
-    request: &Request,
-    limits: &[cgroup::Limit],
-    devices: Option<&Devices>,
-) -> Result<Option<Cgroup>> {
-    let control = &request.plan.control;
-    let path = request.cgroup.display();
-    let made = Cgroup::create(request.hierarchy, request.cgroup, limits);
-    let cgroup = match made {
-        Ok(cgroup) => cgroup,
-        Err(error) => match error.downcast_ref::<cgroup::Refused>() {
-            Some(refused) if request.rootless => {
-                refused.without_cgroup(control.path.is_some(), !limits.is_empty())?;
-                return Ok(None);
-            }
-            _ => return Err(error).context("unable to apply cgroup configuration"),
-        },
+/// The container's cgroup with its limits; none for a rootless caller who may not have one and asks for nothing of it.
+fn make_cgroup(request: &Request, limits: &[cgroup::Limit]) -> Result<Option<Cgroup>> {
+    let error = match Cgroup::create(request.hierarchy, request.cgroup, limits) {
+        Ok(cgroup) => {
+            debug!("made cgroup {}", request.cgroup.display());
+            return Ok(Some(cgroup));
+        }
+        Err(error) => error,
     };
-    debug!("made cgroup {path}");
-    let undo = Undo {
-        process: None,
-        cgroup: Some(cgroup),
-    };
-    if let (Some(cgroup), Some(devices)) = (&undo.cgroup, devices) {
+    match error.downcast_ref::<cgroup::Refused>() {
+        Some(refused) if request.rootless => {
+            let has_path = request.plan.control.path.is_some();
+            refused.without_cgroup(has_path, !limits.is_empty())?;
+            Ok(None)
+        }
+        _ => Err(error).context("unable to apply cgroup configuration"),
+    }
+}
+
+/// Restrict the cgroup's access to devices, and hand it to its owner inside.
+fn confine(cgroup: &Cgroup, devices: Option<&Devices>, owner: Option<Uid>) -> Result<()> {
+    if let Some(devices) = devices {
         cgroup.devices(devices).context("linux.resources.devices")?;
     }
-    if let (Some(cgroup), Some(owner)) = (&undo.cgroup, control.delegate_to) {
-        cgroup.delegate(owner)?;
-    }
-    let mut undo = undo;
-    Ok(undo.cgroup.take())
+    owner.map_or(Ok(()), |owner| cgroup.delegate(owner))
 }
 
 /// Clone the child: into its cgroup where the kernel allows it, else it waits until it is put there, and has its cgroup
