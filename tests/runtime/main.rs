@@ -6,6 +6,7 @@ mod probe;
 #[macro_use]
 mod support;
 
+mod hostile;
 mod inside;
 
 mod cgroup;
