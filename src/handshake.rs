@@ -3,6 +3,8 @@
 //! | say         | from   | carries                   | the other side may now assume                              |
 //! |-------------|--------|---------------------------|------------------------------------------------------------|
 //! | `Entered`   | child  | pid (second fork only)    | that process is the container's, the first child will end  |
+//! | `Known`     | parent | –                         | that pid is on the other side's mind: go on                |
+//! | `Unmapped`  | child  | –                         | it is in its new user namespace: maps wanted               |
 //! | `Mapped`    | parent | –                         | ids are mapped, the process is in its cgroup               |
 //! | `Rooted`    | child  | –                         | mounts complete, not pivoted: run the runtime's hooks      |
 //! | `Hooked`    | parent | –                         | go on, pivot                                               |
@@ -96,6 +98,7 @@ pub(crate) struct Failure {
 #[derive(Debug)]
 pub(crate) enum Heard {
     Entered(Pid),
+    Unmapped,
     Rooted,
     Console(OwnedFd, String),
     Ready,
@@ -108,6 +111,8 @@ pub(crate) enum Heard {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Entered = 1,
+    Known,
+    Unmapped,
     Mapped,
     Rooted,
     Hooked,
@@ -148,6 +153,10 @@ impl AsFd for ParentEnd {
 }
 
 impl ParentEnd {
+    pub(crate) fn known(&self) -> nix::Result<()> {
+        self.say(Kind::Known)
+    }
+
     pub(crate) fn mapped(&self) -> nix::Result<()> {
         self.say(Kind::Mapped)
     }
@@ -187,6 +196,7 @@ impl ParentEnd {
             _ if length == 0 => Heard::End,
             Some(master) if kind == Kind::Console as u8 => Heard::Console(master, text),
             _ if kind == Kind::Entered as u8 => Heard::Entered(Pid::from_raw(number)),
+            _ if kind == Kind::Unmapped as u8 => Heard::Unmapped,
             _ if kind == Kind::Rooted as u8 => Heard::Rooted,
             _ if kind == Kind::Ready as u8 => Heard::Ready,
             _ if kind == Kind::Failed as u8 => {
@@ -234,6 +244,17 @@ impl ChildEnd {
         self.say(Kind::Entered, pid.as_raw(), b"");
     }
 
+    /// The process that goes on after a second fork waits here until its pid has arrived, lest it speak first.
+    pub(crate) fn wait_known(&self) {
+        self.wait(Kind::Known);
+    }
+
+    /// Have the maps of a user namespace written that the child made by itself.
+    pub(crate) fn unmapped_and_wait(&self) {
+        self.say(Kind::Unmapped, 0, b"");
+        self.wait(Kind::Mapped);
+    }
+
     /// Let the parent run the runtime's hooks.
     pub(crate) fn rooted_and_wait(&self) {
         self.say(Kind::Rooted, 0, b"");
@@ -251,9 +272,12 @@ impl ChildEnd {
     }
 
     /// Everything is done; wait until the container is on record. Uses read and write only: the user's filter holds.
-    pub(crate) fn ready_and_wait(&self) {
+    ///
+    /// # Errors
+    /// The filter forbids even that.
+    pub(crate) fn ready_and_wait(&self) -> nix::Result<()> {
         self.say(Kind::Ready, 0, b"");
-        self.wait(Kind::Saved);
+        self.listen_for(Kind::Saved)
     }
 
     /// Say why it goes no further, and end.
@@ -274,12 +298,20 @@ impl ChildEnd {
     }
 
     fn wait(&self, kind: Kind) {
+        if self.listen_for(kind).is_err() {
+            exit_now(1);
+        }
+    }
+
+    fn listen_for(&self, kind: Kind) -> nix::Result<()> {
         let mut buffer = [0; HEADER];
         loop {
             match nix::unistd::read(&self.0, &mut buffer) {
-                Ok(HEADER) if buffer[0] == kind as u8 => return,
+                Ok(HEADER) if buffer[0] == kind as u8 => return Ok(()),
                 Err(Errno::EINTR) => {}
-                _ => exit_now(1),
+                Err(errno) => return Err(errno),
+                // The parent is gone.
+                Ok(_) => exit_now(1),
             }
         }
     }

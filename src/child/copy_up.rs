@@ -41,7 +41,7 @@ fn copy(from: BorrowedFd, to: BorrowedFd, name: &OsStr) -> nix::Result<()> {
             let source = openat(
                 from,
                 name,
-                OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+                OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
                 Mode::empty(),
             )?;
             // The name may stand for another file by now; a device or a fifo is not read.

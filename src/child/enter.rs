@@ -42,6 +42,10 @@ pub(super) fn namespaces(given: &Given) {
             become_root(given);
         }
     }
+    if namespaces.user_after_joins {
+        given.check(unshare(CloneFlags::CLONE_NEWUSER), Step::Unshare, "user");
+        given.talk.unmapped_and_wait();
+    }
     if namespaces.is_new(Kind::User) {
         become_root(given);
     }
@@ -56,6 +60,13 @@ pub(super) fn namespaces(given: &Given) {
     if namespaces.new_time {
         time(given);
     }
+    die_with_parent();
+}
+
+/// A step that hangs must not outlive the parent; taken back before the payload, which may. A change of ids or a fork
+/// forgets it (PR_SET_PDEATHSIG(2const)).
+pub(super) fn die_with_parent() {
+    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).ok();
 }
 
 /// The ids 0 and 0, where the user namespace maps them; a namespace without them leaves the process its capabilities.
@@ -185,6 +196,8 @@ fn go_on_in_a_new_process(given: &Given) {
         given.talk.entered(pid);
         exit_now(0);
     }
+    die_with_parent();
+    given.talk.wait_known();
 }
 
 /// What a process of its own needs from the kernel besides namespaces: a loopback device that is up, a keyring.

@@ -15,16 +15,24 @@ use crate::sys::process::{execve, exit_now};
 pub(super) fn words(given: &Given, program: Program) -> ! {
     #[cfg(debug_assertions)]
     crate::sys::alloc_guard::seal();
-    given.talk.ready_and_wait();
+    let saved = given.talk.ready_and_wait();
     let (go, answer) = match &given.fifos {
         Some((go, answer)) => (go.as_fd(), answer.as_fd()),
         None => (given.talk.as_fd(), given.talk.as_fd()),
     };
-    wait_for(go);
     let mut text = Text {
         bytes: [0; 4096],
         length: 0,
     };
+    if let Err(errno) = saved.and_then(|()| wait_for(go)) {
+        write!(
+            text,
+            "wait for the start (does the seccomp filter allow read?): {}",
+            Words(errno)
+        )
+        .ok();
+        end(answer, &text);
+    }
     for hook in &given.start_container {
         if let Err(failure) = hook.run(&program.state) {
             text.length = failure.render(&mut text.bytes);
@@ -39,12 +47,13 @@ pub(super) fn words(given: &Given, program: Program) -> ! {
 }
 
 /// One byte on the go descriptor. On a socket whose other end is gone there is nobody left to start for.
-fn wait_for(go: BorrowedFd) {
+fn wait_for(go: BorrowedFd) -> nix::Result<()> {
     loop {
         match nix::unistd::read(go, &mut [0]) {
-            Ok(1) => return,
+            Ok(1) => return Ok(()),
             Err(Errno::EINTR) => {}
-            _ => exit_now(1),
+            Err(errno) => return Err(errno),
+            Ok(_) => exit_now(1),
         }
     }
 }

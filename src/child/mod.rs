@@ -61,6 +61,8 @@ pub(crate) struct Given<'a> {
     pub(crate) root_name: PathBuf,
     /// The mounts of proc and sysfs that the child has made, and where.
     pub(crate) kernel_trees: Vec<(PathBuf, OwnedFd)>,
+    /// Mounts that become read-only in the end.
+    pub(crate) late: Vec<OwnedFd>,
     /// Where the host has the cgroup hierarchy, and the container's directory in it.
     pub(crate) hierarchy: PathBuf,
     pub(crate) cgroup: PathBuf,
@@ -95,6 +97,7 @@ impl Given<'_> {
 /// Become the container's process.
 pub(crate) fn main(given: &mut Given) -> ! {
     given.parents_own.drain(..).for_each(close_foreign);
+    enter::die_with_parent();
     // Modes are given as they are meant; the payload's own mask comes last.
     umask(Mode::empty());
     enter::namespaces(given);
@@ -110,6 +113,10 @@ pub(crate) fn main(given: &mut Given) -> ! {
     given.host_proc = None;
     given.joins.clear();
     rootfs::switch(given, &root);
+    if given.pid_namespace.is_some() {
+        // ORDER: before it can be seen by the processes of the namespace, one of which may be able to trace it.
+        privileges::close_all_but_ours(given, &[&root], null.as_ref());
+    }
     enter::pid_namespace(given);
     rootfs::reopen_null(given, &root);
     rootfs::make_cwd(given, &root);

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
 use nix::mount::MsFlags;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, symlinkat, unlinkat};
 
 use super::{Given, copy_up, enter};
 use crate::handshake::Step;
@@ -34,12 +34,8 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
         let tree = given.trees.get_mut(index).and_then(Option::take);
         let op = &given.plan.mounts[index];
         match carry_out(given, root.as_fd(), op, tree) {
-            Ok(Some(mounted)) if op.ordinary_directory => {
-                given
-                    .kernel_trees
-                    .push((op.untrusted_target.clone(), mounted));
-            }
-            Ok(_) => {}
+            Ok(Some(mounted)) => remember(given, op, mounted),
+            Ok(None) => {}
             Err((errno, said)) => {
                 let mut subject = index.to_string();
                 subject.push(' ');
@@ -52,6 +48,26 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
         fill_dev(given, root.as_fd());
     }
     root
+}
+
+/// A mount in its place, and where that is inside the root, as the kernel names it.
+struct Mounted {
+    tree: OwnedFd,
+    at: PathBuf,
+}
+
+/// Keep the handles that later steps need: looked up again by path they might be others.
+fn remember(given: &mut Given, op: &MountOp, mounted: Mounted) {
+    let Mounted { tree, at } = mounted;
+    // What lies below is covered now.
+    given
+        .kernel_trees
+        .retain(|(covered, _)| !covered.starts_with(&at));
+    if op.ordinary_directory {
+        given.kernel_trees.push((at, tree));
+    } else if op.read_only_late {
+        given.late.push(tree);
+    }
 }
 
 fn attach_root(given: &mut Given) -> OwnedFd {
@@ -116,7 +132,7 @@ fn carry_out(
     root: BorrowedFd,
     op: &MountOp,
     tree: Option<OwnedFd>,
-) -> Result<Option<OwnedFd>, Refused> {
+) -> Result<Option<Mounted>, Refused> {
     let mounted = match &op.what {
         What::Remount => return remount(root, op).map(|()| None).map_err(plain),
         What::Bind { source, reach } => bind(given, root, op, (source, *reach), tree)?,
@@ -127,18 +143,24 @@ fn carry_out(
         } => filesystem(given, root, op, (kind, source), parameters)?,
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
-    finish(mounted.as_fd(), op).map_err(plain)?;
+    finish(mounted.tree.as_fd(), op).map_err(plain)?;
     Ok(Some(mounted))
 }
 
-/// Nothing is mounted on /proc but a proc, and nothing inside it but what engines put there.
+/// Attach the mount `tree` on `target`.
+fn put(given: &Given, op: &MountOp, tree: OwnedFd, target: BorrowedFd) -> Result<Mounted, Refused> {
+    let at = check_place(given, op, target)?;
+    mount::attach(tree.as_fd(), target).map_err(plain)?;
+    Ok(Mounted { tree, at })
+}
+
+/// Where `target` lies inside the root. Nothing is mounted on /proc but a proc, and nothing inside it but what engines
+/// put there.
 // CVE-2019-16884: by what the target turned out to be, since any component on the way to it may have been a link.
-fn check_proc(given: &Given, op: &MountOp, target: BorrowedFd) -> Result<(), Refused> {
-    match name(given, target)
-        .map_err(plain)?
-        .strip_prefix(&given.root_name)
-    {
-        Ok(inner) if op.may_cover(inner) => Ok(()),
+fn check_place(given: &Given, op: &MountOp, target: BorrowedFd) -> Result<PathBuf, Refused> {
+    let name = name(given, target).map_err(plain)?;
+    match name.strip_prefix(&given.root_name) {
+        Ok(inner) if op.may_cover(inner) => Ok(inner.to_owned()),
         Ok(_) => Err((
             Errno::EPERM,
             "cannot be mounted because it is inside /proc".to_owned(),
@@ -179,7 +201,7 @@ fn bind(
     op: &MountOp,
     (source, reach): (&Path, Reach),
     tree: Option<OwnedFd>,
-) -> Result<OwnedFd, Refused> {
+) -> Result<Mounted, Refused> {
     let tree = match tree {
         Some(tree) => tree,
         None => mount::bind(source, reach, op.at_first()).map_err(plain)?,
@@ -191,9 +213,7 @@ fn bind(
         Kind::File
     };
     let (target, _) = ensure(root, &op.untrusted_target, kind).map_err(plain)?;
-    check_proc(given, op, target.as_fd())?;
-    mount::attach(tree.as_fd(), target.as_fd()).map_err(plain)?;
-    Ok(tree)
+    put(given, op, tree, target.as_fd())
 }
 
 fn is_directory(stat: &FileStat) -> bool {
@@ -206,9 +226,8 @@ fn filesystem(
     op: &MountOp,
     (kind, source): (&CString, &CString),
     parameters: &[Parameter],
-) -> Result<OwnedFd, Refused> {
+) -> Result<Mounted, Refused> {
     let (target, made) = target_directory(root, op)?;
-    check_proc(given, op, target.as_fd())?;
     let name = Parameter {
         key: c"source".to_owned(),
         value: Some(source.clone()),
@@ -230,7 +249,7 @@ fn filesystem(
     }
     all.extend(parameters.iter().cloned());
     if all.iter().any(too_long_for_fsconfig) {
-        return by_mount2(root, op, (kind, source), parameters, &target).map_err(plain);
+        return by_mount2(given, root, op, (kind, source), parameters, &target);
     }
     let mounted = match &given.pid_namespace {
         Some(namespace) if kind.as_bytes() == b"proc" => {
@@ -243,8 +262,7 @@ fn filesystem(
     if op.copy_up && !made {
         copy_up::tree(target.as_fd(), mounted.as_fd()).map_err(plain)?;
     }
-    mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)?;
-    Ok(mounted)
+    put(given, op, mounted, target.as_fd())
 }
 
 fn octal(mode: u32) -> String {
@@ -288,15 +306,17 @@ fn too_long_for_fsconfig(parameter: &Parameter) -> bool {
         .is_some_and(|value| value.as_bytes().len() > 255)
 }
 
-/// mount(2), for a parameter that is too long for fsconfig: an overlay's `lowerdir`. The target is named through our
-/// own descriptor in the host's /proc, so that no path inside the root is looked up again.
+/// mount(2), for a parameter that is too long for fsconfig: an overlay's `lowerdir`. The target is the directory stood
+/// in, so that no path inside the root is looked up again, and the attributes come with the call.
 fn by_mount2(
+    given: &Given,
     root: BorrowedFd,
     op: &MountOp,
     (kind, source): (&CString, &CString),
     parameters: &[Parameter],
     target: &OwnedFd,
-) -> nix::Result<OwnedFd> {
+) -> Result<Mounted, Refused> {
+    let at = check_place(given, op, target.as_fd())?;
     let mut data = Vec::new();
     for Parameter { key, value } in parameters {
         if !data.is_empty() {
@@ -308,20 +328,14 @@ fn by_mount2(
             data.extend_from_slice(value.as_bytes());
         }
     }
-    let mut path = String::from("/proc/self/fd/");
-    path.push_str(&target.as_raw_fd().to_string());
-    nix::mount::mount(
-        Some(source.as_c_str()),
-        path.as_str(),
-        Some(kind.as_c_str()),
-        MsFlags::empty(),
-        Some(OsStr::from_bytes(&data)),
-    )?;
-    let mounted = open_in_root(root, &op.untrusted_target, OFlag::O_PATH)?;
-    if !op.at_first().is_none() {
-        mount::change(mounted.as_fd(), Reach::One, op.at_first())?;
-    }
-    Ok(mounted)
+    let flags = MsFlags::from_bits_retain(mount::ms_flags(op.at_first().set));
+    let (kind, source) = (Some(kind.as_c_str()), Some(source.as_c_str()));
+    let data = Some(OsStr::from_bytes(&data));
+    fchdir(target)
+        .and_then(|()| nix::mount::mount(source, ".", kind, flags, data))
+        .map_err(plain)?;
+    let tree = open_in_root(root, &op.untrusted_target, OFlag::O_PATH).map_err(plain)?;
+    Ok(Mounted { tree, at })
 }
 
 fn cgroup(
@@ -330,9 +344,8 @@ fn cgroup(
     op: &MountOp,
     parameters: &[Parameter],
     how: Hierarchy,
-) -> Result<OwnedFd, Refused> {
+) -> Result<Mounted, Refused> {
     let (target, _) = target_directory(root, op)?;
-    check_proc(given, op, target.as_fd())?;
     let mut change = op.at_first();
     let mounted = match how {
         Hierarchy::New => match mount::new_filesystem(c"cgroup2", parameters, change.set) {
@@ -353,8 +366,7 @@ fn cgroup(
             tree
         }
     };
-    mount::attach(mounted.as_fd(), target.as_fd()).map_err(plain)?;
-    Ok(mounted)
+    put(given, op, mounted, target.as_fd())
 }
 
 /// Device nodes and the customary links.
@@ -456,10 +468,9 @@ pub(super) fn sysctl(given: &Given) {
 /// Read-only for what had to be writable until everything was in place, the root last.
 pub(super) fn late_read_only(given: &Given, root: &OwnedFd) {
     let read_only = Change::attributes(attr::RDONLY, 0);
-    for op in given.plan.mounts.iter().filter(|op| op.read_only_late) {
-        let done = open_in_root(root.as_fd(), &op.untrusted_target, OFlag::O_PATH)
-            .and_then(|mounted| mount::change(mounted.as_fd(), Reach::One, read_only));
-        given.check(done, Step::ReadOnly, op.destination());
+    for tree in &given.late {
+        let done = mount::change(tree.as_fd(), Reach::One, read_only);
+        given.check(done, Step::ReadOnly, "a mount");
     }
     if given.plan.root.read_only {
         given.check(

@@ -53,10 +53,10 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     own_streams(plan);
     // The bounding set takes CAP_SETPCAP, which goes with the rest below.
     bound(given, plan.capabilities.bounding);
-    let cwd = rootfs::open_directory(root, &plan.cwd);
+    let entered = rootfs::open_directory(root, &plan.cwd).and_then(fchdir);
     let home = rootfs::home(root, plan.uid);
     become_user(given, plan);
-    enter_cwd(given, root, cwd);
+    stand_in_cwd(given, root, entered);
     let path = find(given, plan);
     let program = Program {
         path: given.check(
@@ -82,8 +82,12 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
             name,
         );
     }
-    close_all_but_ours(given);
+    given.kernel_trees.clear();
+    given.late.clear();
+    given.pid_namespace = None;
+    close_all_but_ours(given, &[], None);
     reset_signals();
+    prctl::set_pdeathsig(None).ok();
     // CVE-2016-9962: changing ids may have made the process dumpable again.
     prctl::set_dumpable(false).ok();
     load_filter(given);
@@ -160,16 +164,15 @@ fn set_capabilities(given: &Given, extra: u64) {
     given.check(capset(wanted), Step::Capabilities, "set");
 }
 
-/// Stand in the payload's directory, as its user.
+/// Stand in the payload's directory: entered already as root of the container, or else as the payload's user.
 // CVE-2024-21626: by a handle opened inside the root, and only where the kernel can name the place from there.
-fn enter_cwd(given: &Given, root: &OwnedFd, opened: nix::Result<OwnedFd>) {
+fn stand_in_cwd(given: &Given, root: &OwnedFd, entered: nix::Result<()>) {
     let cwd = &given.plan.process.cwd;
-    let directory = match opened {
-        // Only the payload's user may go there: a file system that squashes root.
-        Err(Errno::EACCES) => rootfs::open_directory(root, cwd),
+    let entered = match entered {
+        // A file system that squashes root.
+        Err(Errno::EACCES) => rootfs::open_directory(root, cwd).and_then(fchdir),
         other => other,
     };
-    let entered = directory.and_then(fchdir);
     given.check(entered, Step::Cwd, cwd);
     match getcwd() {
         Ok(path) if path.is_absolute() => {}
@@ -228,14 +231,26 @@ fn with_home(plan: &Process, home: Option<Vec<u8>>) -> Vec<CString> {
 /// Every descriptor but the payload's own and those that we still talk through. A process of a container that may be
 /// entered before it starts must find nothing of the host's here.
 // CVE-2024-21626: a leaked directory handle is a way out.
-fn close_all_but_ours(given: &mut Given) {
+pub(super) fn close_all_but_ours(given: &Given, others: &[&OwnedFd], null: Option<&OwnedFd>) {
     let first = 3 + RawFd::try_from(given.plan.inherited_fds).unwrap_or(0);
     let mut keep = vec![given.talk.as_fd().as_raw_fd()];
     if let Some((go, answer)) = &given.fifos {
         keep.extend([go.as_raw_fd(), answer.as_raw_fd()]);
     }
+    let trees = given.kernel_trees.iter().map(|(_, tree)| tree);
+    let more = others
+        .iter()
+        .copied()
+        .chain(null)
+        .chain(trees)
+        .chain(&given.late);
+    keep.extend(more.chain(&given.pid_namespace).map(AsRawFd::as_raw_fd));
     keep.sort_unstable();
-    given.check(close_between(first, &keep), Step::Stdio, "close_range");
+    given.check(
+        close_between(first, &keep),
+        Step::Stdio,
+        "close descriptors",
+    );
 }
 
 // ORDER: last of all, so that the filter has to permit little more than execve.

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open, openat};
@@ -46,9 +46,7 @@ pub(super) fn switch(given: &Given, root: &OwnedFd) {
     given.check(fchdir(root), Step::Pivot, "");
     let done = match given.plan.root.switch {
         Switch::Pivot => pivot(given),
-        Switch::Move => hide_kernel_trees(&given.plan.root.path)
-            .and_then(|()| mount::attach_path(root.as_fd(), c"/"))
-            .and_then(|()| chroot(".")),
+        Switch::Move => move_over(given, root),
         Switch::Chroot => chroot("."),
     };
     given.check(
@@ -77,14 +75,28 @@ fn pivot(given: &Given) -> nix::Result<()> {
     umount2(".", MntFlags::MNT_DETACH)
 }
 
+/// The root moved over `/`.
+fn move_over(given: &Given, root: &OwnedFd) -> nix::Result<()> {
+    if given.plan.root.reaches_host() {
+        // Else what is taken away below, and the root over `/`, would be so on the host.
+        mount::change_path(c"/", Reach::Tree, Change::propagation(libc::MS_SLAVE))?;
+    }
+    hide_kernel_trees(&given.plan.root.path)?;
+    match mount::attach_path(root.as_fd(), c"/") {
+        // There already, because the root's own place could not be reached.
+        Ok(()) | Err(Errno::ELOOP) => chroot("."),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Without a pivot the host's /proc and /sys stay mounted somewhere below: unmount them, or cover what cannot be, so
 /// that nobody finds them without the masks of the container's own.
 fn hide_kernel_trees(root: &Path) -> nix::Result<()> {
-    let table = read_all(&open(
-        "/proc/self/mountinfo",
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let table = read_up_to(
+        &open("/proc/self/mountinfo", flags, Mode::empty())?,
+        usize::MAX,
+    )?;
     for line in table.split(|byte| *byte == b'\n') {
         let mut fields = line.split(|byte| *byte == b' ');
         let Some(point) = fields.nth(4) else { continue };
@@ -115,11 +127,12 @@ fn cover(point: &Path) -> nix::Result<()> {
     mount::attach(empty.as_fd(), target.as_fd())
 }
 
-fn read_all(file: &OwnedFd) -> nix::Result<Vec<u8>> {
+fn read_up_to(file: &OwnedFd, limit: usize) -> nix::Result<Vec<u8>> {
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     loop {
         match nix::unistd::read(file, &mut piece)? {
             0 => return Ok(all),
+            _ if all.len() >= limit => return Err(Errno::EFBIG),
             length => all.extend_from_slice(&piece[..length]),
         }
     }
@@ -212,9 +225,10 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
     let look = |path: &Path, step| {
         // A mount of proc or sysfs by its own handle: whoever shares the root with us may have renamed the directory
         // that it is mounted on.
-        let kernel = given
-            .kernel_trees
-            .iter()
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        let trees = given.kernel_trees.iter().rev();
+        let kernel = trees
+            .filter(|_| !climbs)
             .find_map(|(at, tree)| path.strip_prefix(at).ok().map(|inner| (tree, inner)));
         let (from, path) = kernel.unwrap_or((root, path));
         match open_in_root(from.as_fd(), &relative(path), OFlag::O_PATH) {
@@ -292,11 +306,11 @@ pub(super) fn home(root: &OwnedFd, uid: u32) -> Option<Vec<u8>> {
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let file = open_in_root(root.as_fd(), Path::new("etc/passwd"), flags).ok()?;
     let stat = fstat(&file).ok()?;
-    // A device or an endless file must not hold us up.
-    if file_type(&stat) != SFlag::S_IFREG || stat.st_size > 1 << 20 {
+    // A device or an endless file must not hold us up; a link may lead to one in /proc, which says that it is empty.
+    if file_type(&stat) != SFlag::S_IFREG {
         return None;
     }
-    let text = read_all(&file).ok()?;
+    let text = read_up_to(&file, 1 << 20).ok()?;
     text.split(|byte| *byte == b'\n').find_map(|line| {
         let fields: Vec<_> = line.split(|byte| *byte == b':').collect();
         let number: u32 = std::str::from_utf8(fields.get(2)?).ok()?.parse().ok()?;

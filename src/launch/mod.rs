@@ -206,7 +206,7 @@ pub(crate) fn launch(
         plan,
         parents_own: vec![talk.as_fd().as_raw_fd(), request.lock.as_raw_fd()],
         talk: child_end,
-        wait_mapped: plan.maps.is_some(),
+        wait_mapped: plan.maps.is_some() && !plan.namespaces.user_after_joins,
         unshare: plan.namespaces.unshare,
         joins: plan
             .namespaces
@@ -225,9 +225,11 @@ pub(crate) fn launch(
         trees: Vec::new(),
         root_name: PathBuf::new(),
         kernel_trees: Vec::new(),
+        late: Vec::new(),
         hierarchy: hierarchy.mount_point().to_owned(),
         cgroup: request.cgroup.to_owned(),
-        stop_when_rooted: !runtime_hooks.is_empty(),
+        // createContainer hooks are the container's first programs: the device rules have to be there.
+        stop_when_rooted: !runtime_hooks.is_empty() || !create_container.is_empty(),
         create_container,
         start_container,
         state: request.state,
@@ -253,15 +255,11 @@ pub(crate) fn launch(
             .context("unable to apply cgroup configuration")?;
     }
     if wait_mapped {
-        if let Some(maps) = &plan.maps {
-            maps.write(pid)
-                .context("linux.uidMappings, linux.gidMappings")?;
-        }
-        debug!("process {pid} is mapped and in its cgroup");
-        unless_gone(talk.mapped()).context("tell the container's process to go on")?;
+        map(plan, pid)?;
+        go_on(talk.mapped())?;
     }
-    // ORDER: the child holds no program of the container's before it hears `Saved`, so that the rules may come while it
-    // makes its mounts.
+    // ORDER: the child runs no program of the container's before it hears `Hooked` or `Saved`, so that the rules may come
+    // while it makes its mounts.
     if let Some(cgroup) = &undo.cgroup {
         confine(cgroup, devices.as_ref(), plan.control.delegate_to)?;
     }
@@ -276,11 +274,18 @@ pub(crate) fn launch(
 }
 
 /// A child that died meanwhile has left word why, which is heard next.
-fn unless_gone(said: nix::Result<()>) -> nix::Result<()> {
+fn go_on(said: nix::Result<()>) -> Result<()> {
     match said {
         Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(()),
-        other => other,
+        other => other.context("tell the container's process to go on"),
     }
+}
+
+/// Write the maps of the process's new user namespace.
+fn map(plan: &Plan, pid: Pid) -> Result<()> {
+    debug!("map the ids of process {pid}");
+    let maps = plan.maps.as_ref().map_or(Ok(()), |maps| maps.write(pid));
+    maps.context("linux.uidMappings, linux.gidMappings")
 }
 
 /// Answer the child until it is ready.
@@ -292,15 +297,21 @@ fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepare
             .context("listen to the container's process")?;
         debug!("the container's process says {heard:?}");
         match heard {
-            Heard::Entered(pid) => entered(request.plan, launched, pid)?,
+            Heard::Entered(pid) => {
+                entered(request.plan, launched, pid)?;
+                go_on(launched.talk.known())?;
+            }
+            Heard::Unmapped => {
+                map(request.plan, launched.pid())?;
+                go_on(launched.talk.mapped())?;
+            }
             Heard::Rooted => {
                 let state = (request.state)("creating", launched.pid().as_raw());
                 for hook in runtime_hooks {
                     hook.run(&state)
                         .map_err(|failure| HookFailed(failure.to_string()))?;
                 }
-                unless_gone(launched.talk.hooked())
-                    .context("tell the container's process to go on")?;
+                go_on(launched.talk.hooked())?;
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),
             Heard::Ready => return Ok(()),
@@ -455,11 +466,8 @@ fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
     let clone = |path: &Path, reach, change| -> nix::Result<OwnedFd> {
         let tree = mount::bind(path, reach, change)?;
         // As in the child's own namespace: a clone of the host's shared mount would be the host's peer.
-        mount::change(
-            tree.as_fd(),
-            Reach::Tree,
-            Change::propagation(plan.root.setup.1.propagation),
-        )?;
+        let slave = Change::propagation(libc::MS_SLAVE);
+        mount::change(tree.as_fd(), Reach::Tree, slave)?;
         Ok(tree)
     };
     let failed = |what: String| {

@@ -178,9 +178,11 @@ impl Plan {
                 "mounts: they need a mount namespace of the container's own (linux.namespaces: mount)"
             );
         }
-        let fill_dev = !mounts.iter().any(|op| {
-            op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
-        });
+        let shares_mounts = namespaces.origin(Kind::Mount) == Origin::Inherited;
+        let fill_dev = !shares_mounts
+            && !mounts.iter().any(|op| {
+                op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
+            });
         let resources = linux.resources().clone().unwrap_or_default();
         let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
         let keyring = (!options.no_new_keyring)
@@ -270,10 +272,16 @@ fn root(
     } else {
         wanted
     };
-    let kept = word.is_empty() || propagation == libc::MS_PRIVATE;
+    let read_only = root.readonly().unwrap_or(false);
+    if read_only && namespaces.origin(Kind::Mount) == Origin::Inherited {
+        bail!("root.readonly: it needs a mount namespace of the container's own");
+    }
+    let kept = namespaces.origin(Kind::Mount) == Origin::Inherited
+        || word.is_empty()
+        || propagation == libc::MS_PRIVATE;
     Ok(Root {
         path: options.root.clone(),
-        read_only: root.readonly().unwrap_or(false),
+        read_only,
         switch,
         setup,
         finally: (!kept).then_some(wanted),

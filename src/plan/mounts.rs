@@ -1,6 +1,7 @@
 //! Mounts: option words become attributes, propagation and file system parameters; each entry of `mounts` becomes one
 //! [`MountOp`] that the child carries out as it stands.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -324,6 +325,7 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
         ordinary_directory: false,
     };
     if remount {
+        op.read_only_late = false;
         return Ok(op);
     }
     if let Some(reach) = bind {
@@ -389,17 +391,11 @@ impl What {
 
 /// Paths to mask or to make read-only, relative to the root, each once.
 pub(crate) fn inner_paths(paths: Option<&Vec<String>>) -> Vec<PathBuf> {
-    let mut once = Vec::new();
-    for path in paths
-        .into_iter()
-        .flatten()
-        .map(|path| relative(Path::new(path)))
-    {
-        if !once.contains(&path) {
-            once.push(path);
-        }
-    }
-    once
+    let mut seen = HashSet::new();
+    let all = paths.into_iter().flatten();
+    all.map(|path| relative(Path::new(path)))
+        .filter(|path| seen.insert(path.clone()))
+        .collect()
 }
 
 /// A path as a null-terminated string for the kernel.

@@ -46,6 +46,9 @@ pub(crate) struct Namespaces {
     pub(crate) pid: Option<PathBuf>,
     /// Unshared by the child once its ids are mapped, so that the new user namespace owns them.
     pub(crate) unshare: CloneFlags,
+    /// A new user namespace that the child makes itself once it has joined the others: they belong to the caller's, over
+    /// which the new one has no rights.
+    pub(crate) user_after_joins: bool,
     /// A new time namespace: unshared and entered by the child, since its offsets freeze at entry.
     pub(crate) new_time: bool,
     pub(crate) second_fork: SecondFork,
@@ -91,7 +94,12 @@ impl Namespaces {
         ];
         // KERNEL: all in one clone would leave the namespaces to a user namespace without a mapped root, and mqueue's
         // root directory would belong to uid 65534. The pid namespace has to be in the clone: it starts with a child.
+        let joins_others = wanted
+            .iter()
+            .any(|other| other.path().is_some() && other.typ() != Kind::Pid);
+        let user_after_joins = origin(Kind::User) == Origin::New && joins_others;
         let (clone, unshare) = match origin(Kind::User) {
+            _ if user_after_joins => (0, new(&without_user) | new(&[Kind::Pid])),
             Origin::Inherited => (new(&without_user) | new(&[Kind::Pid]), 0),
             Origin::New => (new(&[Kind::User, Kind::Pid]), new(&without_user)),
             Origin::Joined => (0, new(&without_user) | new(&[Kind::Pid])),
@@ -99,6 +107,7 @@ impl Namespaces {
         let second_fork = match (origin(Kind::Pid), origin(Kind::User)) {
             (Origin::Joined, _) => SecondFork::AfterPivot,
             (Origin::New, Origin::Joined) => SecondFork::AfterJoining,
+            (Origin::New, Origin::New) if user_after_joins => SecondFork::AfterJoining,
             _ => SecondFork::Never,
         };
         let path = |kind| find(kind).and_then(|namespace| namespace.path().clone());
@@ -117,6 +126,7 @@ impl Namespaces {
             joins,
             pid: path(Kind::Pid),
             unshare,
+            user_after_joins,
             new_time: origin(Kind::Time) == Origin::New,
             second_fork,
             origins: kinds.map(|kind| (kind, origin(kind))).collect(),
@@ -201,6 +211,7 @@ mod tests {
             ("join pid", SecondFork::AfterPivot),
             ("join pid, join user", SecondFork::AfterPivot),
             ("join user, new pid", SecondFork::AfterJoining),
+            ("new user, new pid, join network", SecondFork::AfterJoining),
         ] {
             assert_eq!(entry(config).second_fork, fork, "{config}");
         }

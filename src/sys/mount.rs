@@ -25,6 +25,8 @@ pub(crate) mod attr {
     pub(crate) const NOSYMFOLLOW: u64 = 0x20_0000;
 }
 
+/// linux/mount.h, since Linux 5.10.
+const MS_NOSYMFOLLOW: libc::c_ulong = 256;
 const OPEN_TREE_CLONE: c_uint = 1;
 const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC.cast_unsigned();
 const AT_RECURSIVE: c_uint = 0x8000;
@@ -157,6 +159,24 @@ fn change_at(dir: BorrowedFd, path: &CStr, flags: c_uint, change: Change) -> nix
         )
     };
     Errno::result(done).map(drop)
+}
+
+/// The same attributes as the flags of mount(2).
+pub(crate) fn ms_flags(attributes: u64) -> libc::c_ulong {
+    let pairs = [
+        (attr::RDONLY, libc::MS_RDONLY),
+        (attr::NOSUID, libc::MS_NOSUID),
+        (attr::NODEV, libc::MS_NODEV),
+        (attr::NOEXEC, libc::MS_NOEXEC),
+        (attr::NOATIME, libc::MS_NOATIME),
+        (attr::STRICTATIME, libc::MS_STRICTATIME),
+        (attr::NODIRATIME, libc::MS_NODIRATIME),
+        (attr::NOSYMFOLLOW, MS_NOSYMFOLLOW),
+    ];
+    let wanted = pairs
+        .iter()
+        .filter(|(attribute, _)| attributes & attribute != 0);
+    wanted.fold(0, |flags, (_, flag)| flags | flag)
 }
 
 /// One parameter of a file system: `key`, or `key=value`.
