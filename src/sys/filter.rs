@@ -5,6 +5,10 @@
 
 use std::mem::offset_of;
 
+use libc::{
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD,
+    BPF_RET, BPF_W,
+};
 use nix::errno::Errno;
 
 /// The longest program the kernel takes, in instructions (`BPF_MAXINSNS`).
@@ -13,54 +17,89 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 4096;
 /// Bytes of one instruction (`struct sock_filter`).
 pub(crate) const INSTRUCTION_SIZE: usize = size_of::<libc::sock_filter>();
 
-/// One classic BPF instruction of a seccomp filter. Jumps count the instructions to skip and lead only forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Instruction {
-    /// Load the audit architecture of the call.
-    LoadArch,
-    /// Load the number of the call.
-    LoadNumber,
-    /// Skip `yes` instructions when the loaded value equals `value`, else `no`.
-    Equal { value: u32, yes: u8, no: u8 },
-    /// Skip `yes` instructions when the loaded value is above `value`, else `no`.
-    Above { value: u32, yes: u8, no: u8 },
-    /// Skip `yes` instructions when the loaded value is `value` or above, else `no`.
-    AtLeast { value: u32, yes: u8, no: u8 },
-    /// Skip this many instructions; the only jump that may be longer than 255.
-    Skip(u32),
-    /// Let the call fail with this errno.
-    ReturnErrno(Errno),
-    /// Let the call through.
-    #[cfg(test)]
-    ReturnAllow,
+/// Where [`Instruction::Load`] finds the number of the call.
+pub(crate) const NUMBER: u32 = offset(offset_of!(libc::seccomp_data, nr));
+
+/// Where [`Instruction::Load`] finds the audit architecture of the call.
+pub(crate) const ARCH: u32 = offset(offset_of!(libc::seccomp_data, arch));
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the structure has 64 bytes"
+)]
+const fn offset(field: usize) -> u32 {
+    field as u32
 }
 
+/// One classic BPF instruction of a seccomp filter: those of the kernel's choice (`seccomp_check_filter`) that do
+/// without scratch memory and index register. Jumps count the instructions to skip and lead only forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Instruction {
+    /// Load the 32-bit word at this offset of `struct seccomp_data`.
+    Load(u32),
+    /// Keep these bits of the loaded value.
+    And(u32),
+    /// Skip `yes` instructions when the loaded value compares so with `value`, else `no`.
+    Jump {
+        when: Comparison,
+        value: u32,
+        yes: u8,
+        no: u8,
+    },
+    /// Skip this many instructions; the only jump that may be longer than 255.
+    Skip(u32),
+    /// End with this verdict, `SECCOMP_RET_*` with its data.
+    Return(u32),
+}
+
+/// How a [`Instruction::Jump`] compares the loaded value with its own; neither has a sign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Comparison {
+    Equal,
+    /// The loaded value is the greater one.
+    Above,
+    /// The loaded value is the greater one or the same.
+    AtLeast,
+    /// The two have a bit in common.
+    AnyBit,
+}
+
+const LOAD: u32 = BPF_LD | BPF_W | BPF_ABS;
+const AND: u32 = BPF_ALU | BPF_AND | BPF_K;
+const EQUAL: u32 = BPF_JMP | BPF_JEQ | BPF_K;
+const ABOVE: u32 = BPF_JMP | BPF_JGT | BPF_K;
+const AT_LEAST: u32 = BPF_JMP | BPF_JGE | BPF_K;
+const ANY_BIT: u32 = BPF_JMP | BPF_JSET | BPF_K;
+const SKIP: u32 = BPF_JMP | BPF_JA;
+const RETURN: u32 = BPF_RET | BPF_K;
+
 impl Instruction {
+    /// Let the call fail with this errno.
+    pub(crate) fn return_errno(errno: Errno) -> Self {
+        Self::Return(libc::SECCOMP_RET_ERRNO | (errno as i32).unsigned_abs())
+    }
+
     /// The instruction as the kernel reads it: `struct sock_filter` in native byte order.
     pub(crate) fn bytes(self) -> [u8; INSTRUCTION_SIZE] {
-        use libc::{
-            BPF_ABS, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
-        };
-        let field = |offset: usize| u32::try_from(offset).expect("seccomp_data is 64 bytes long");
         let (code, yes, no, value) = match self {
-            Self::LoadArch => {
-                let arch = offset_of!(libc::seccomp_data, arch);
-                (BPF_LD | BPF_W | BPF_ABS, 0, 0, field(arch))
+            Self::Load(offset) => (LOAD, 0, 0, offset),
+            Self::And(mask) => (AND, 0, 0, mask),
+            Self::Jump {
+                when,
+                value,
+                yes,
+                no,
+            } => {
+                let code = match when {
+                    Comparison::Equal => EQUAL,
+                    Comparison::Above => ABOVE,
+                    Comparison::AtLeast => AT_LEAST,
+                    Comparison::AnyBit => ANY_BIT,
+                };
+                (code, yes, no, value)
             }
-            Self::LoadNumber => {
-                let number = offset_of!(libc::seccomp_data, nr);
-                (BPF_LD | BPF_W | BPF_ABS, 0, 0, field(number))
-            }
-            Self::Equal { value, yes, no } => (BPF_JMP | BPF_JEQ | BPF_K, yes, no, value),
-            Self::Above { value, yes, no } => (BPF_JMP | BPF_JGT | BPF_K, yes, no, value),
-            Self::AtLeast { value, yes, no } => (BPF_JMP | BPF_JGE | BPF_K, yes, no, value),
-            Self::Skip(count) => (BPF_JMP | BPF_JA, 0, 0, count),
-            Self::ReturnErrno(errno) => {
-                let value = libc::SECCOMP_RET_ERRNO | (errno as i32).unsigned_abs();
-                (BPF_RET | BPF_K, 0, 0, value)
-            }
-            #[cfg(test)]
-            Self::ReturnAllow => (BPF_RET | BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+            Self::Skip(count) => (SKIP, 0, 0, count),
+            Self::Return(verdict) => (RETURN, 0, 0, verdict),
         };
         let code = u16::try_from(code).expect("operation codes of classic BPF have 16 bits");
         let mut bytes = [0; INSTRUCTION_SIZE];
@@ -69,6 +108,29 @@ impl Instruction {
         bytes[3] = no;
         bytes[4..].copy_from_slice(&value.to_ne_bytes());
         bytes
+    }
+
+    /// The instruction that the kernel would read here; none when it is one that this type lacks.
+    pub(crate) fn read(bytes: [u8; INSTRUCTION_SIZE]) -> Option<Self> {
+        let [low, high, yes, no, value @ ..] = bytes;
+        let value = u32::from_ne_bytes(value);
+        let jump = |when| Self::Jump {
+            when,
+            value,
+            yes,
+            no,
+        };
+        match u32::from(u16::from_ne_bytes([low, high])) {
+            LOAD => Some(Self::Load(value)),
+            AND => Some(Self::And(value)),
+            EQUAL => Some(jump(Comparison::Equal)),
+            ABOVE => Some(jump(Comparison::Above)),
+            AT_LEAST => Some(jump(Comparison::AtLeast)),
+            ANY_BIT => Some(jump(Comparison::AnyBit)),
+            SKIP => Some(Self::Skip(value)),
+            RETURN => Some(Self::Return(value)),
+            _ => None,
+        }
     }
 }
 
@@ -119,14 +181,15 @@ mod tests {
     fn without_getpgid() -> Vec<u8> {
         let getpgid = u32::try_from(libc::SYS_getpgid).unwrap();
         let program = [
-            Instruction::LoadNumber,
-            Instruction::Equal {
+            Instruction::Load(NUMBER),
+            Instruction::Jump {
+                when: Comparison::Equal,
                 value: getpgid,
                 yes: 0,
                 no: 1,
             },
-            Instruction::ReturnErrno(Errno::EXFULL),
-            Instruction::ReturnAllow,
+            Instruction::return_errno(Errno::EXFULL),
+            Instruction::Return(libc::SECCOMP_RET_ALLOW),
         ];
         program.iter().flat_map(|i| i.bytes()).collect()
     }
@@ -155,6 +218,31 @@ mod tests {
                 other => panic!("the child ended with {other:?}"),
             },
         }
+    }
+
+    #[test]
+    fn an_instruction_is_read_as_it_was_written() {
+        let jump = |when| Instruction::Jump {
+            when,
+            value: 0xc000_003e,
+            yes: 1,
+            no: 255,
+        };
+        for instruction in [
+            Instruction::Load(ARCH),
+            Instruction::And(0xff00),
+            jump(Comparison::Equal),
+            jump(Comparison::Above),
+            jump(Comparison::AtLeast),
+            jump(Comparison::AnyBit),
+            Instruction::Skip(1000),
+            Instruction::Return(libc::SECCOMP_RET_TRAP),
+        ] {
+            assert_eq!(Instruction::read(instruction.bytes()), Some(instruction));
+        }
+        // BPF_ST: into scratch memory.
+        let store = [2_u16.to_ne_bytes(), [0; 2], [0; 2], [0; 2]].concat();
+        assert_eq!(Instruction::read(store.try_into().unwrap()), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! A seccomp profile, compiled to the BPF program that the child loads.
 //!
 //! libseccomp writes the program; a stub of our own stands before it and answers ENOSYS for system calls newer than the
-//! profile, so that a libc that probes for them falls back instead of reporting EPERM. Nothing here touches the
-//! process: the program leaves libseccomp through a memfd. Rules: runtime-spec `config-linux.md`, "Seccomp".
+//! profile, so that a libc that probes for them falls back instead of reporting EPERM. Both together are then written
+//! again in fewer instructions. Nothing here touches the process: the program leaves libseccomp through a memfd. Rules:
+//! runtime-spec `config-linux.md`, "Seccomp".
+
+mod compact;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -22,10 +25,12 @@ use oci_spec::runtime::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::sys::filter::{INSTRUCTION_SIZE, Instruction, MAX_INSTRUCTIONS};
+use crate::sys::filter::{
+    ARCH, Comparison, INSTRUCTION_SIZE, Instruction, MAX_INSTRUCTIONS, NUMBER,
+};
 
 /// Part of the cache key: to be raised with every change of the programs written here for an unchanged profile.
-const GENERATOR: u32 = 1;
+const GENERATOR: u32 = 2;
 
 #[cfg(target_arch = "x86_64")]
 const NATIVE: Arch = Arch::ScmpArchX86_64;
@@ -163,6 +168,19 @@ pub(crate) fn key(profile: &LinuxSeccomp) -> String {
 /// architecture that libseccomp cannot combine with this one, contradicting rules, and a program that is longer than
 /// the kernel takes.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
+    let wordy = generate(profile)?;
+    let bpf = compact::compact(&wordy).unwrap_or(wordy);
+    let length = bpf.len() / INSTRUCTION_SIZE;
+    if length > MAX_INSTRUCTIONS {
+        bail!(
+            "linux.seccomp: the profile needs a filter of {length} instructions; the kernel takes {MAX_INSTRUCTIONS}"
+        );
+    }
+    Ok(bpf)
+}
+
+/// The program for the profile as it comes: the stub and what libseccomp makes of the rules, of any length.
+fn generate(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
     check(profile).map_err(|faults| anyhow!(faults.join("; ")))?;
     let default = action(profile.default_action(), profile.default_errno_ret());
     let architectures = architectures(profile);
@@ -172,13 +190,6 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>> {
         .flat_map(Instruction::bytes)
         .collect();
     bpf.extend(rules(profile, default, &architectures)?);
-
-    let length = bpf.len() / INSTRUCTION_SIZE;
-    if length > MAX_INSTRUCTIONS {
-        bail!(
-            "linux.seccomp: the profile needs a filter of {length} instructions; the kernel takes {MAX_INSTRUCTIONS}"
-        );
-    }
     Ok(bpf)
 }
 
@@ -402,19 +413,21 @@ fn stub(newer: &[Newer]) -> Vec<Instruction> {
     let mut program = Vec::new();
     // From the last to the first, since each skips what follows it.
     for &token in tokens.iter().rev() {
-        let mut block = vec![Instruction::LoadNumber];
+        let mut block = vec![Instruction::Load(NUMBER)];
         for range in newer.iter().filter(|range| range.token == token) {
-            block.push(Instruction::Above {
+            block.push(Instruction::Jump {
+                when: Comparison::Above,
                 value: range.last,
                 yes: 0,
                 no: if range.limit.is_some() { 2 } else { 1 },
             });
-            block.extend(range.limit.map(|value| Instruction::AtLeast {
+            block.extend(range.limit.map(|value| Instruction::Jump {
+                when: Comparison::AtLeast,
                 value,
                 yes: 1,
                 no: 0,
             }));
-            block.push(Instruction::ReturnErrno(Errno::ENOSYS));
+            block.push(Instruction::return_errno(Errno::ENOSYS));
         }
         let rest =
             u32::try_from(program.len()).expect("a handful of instructions for each architecture");
@@ -422,7 +435,8 @@ fn stub(newer: &[Newer]) -> Vec<Instruction> {
         let no = u8::try_from(block.len()).expect("two ranges at most share an architecture");
         block.insert(
             0,
-            Instruction::Equal {
+            Instruction::Jump {
+                when: Comparison::Equal,
                 value: token,
                 yes: 0,
                 no,
@@ -432,7 +446,7 @@ fn stub(newer: &[Newer]) -> Vec<Instruction> {
         program = block;
     }
     if !program.is_empty() {
-        program.insert(0, Instruction::LoadArch);
+        program.insert(0, Instruction::Load(ARCH));
     }
     program
 }
@@ -474,7 +488,7 @@ mod tests {
 
     /// What a filter makes of one call.
     #[derive(Debug, PartialEq, Eq, Clone, Copy)]
-    enum Verdict {
+    pub(super) enum Verdict {
         Allow,
         Log,
         Errno(u32),
@@ -485,15 +499,15 @@ mod tests {
     }
     use Verdict::*;
 
-    const X86_64: u32 = Arch::ScmpArchX86_64 as u32;
-    const X86: u32 = Arch::ScmpArchX86 as u32;
+    pub(super) const X86_64: u32 = Arch::ScmpArchX86_64 as u32;
+    pub(super) const X86: u32 = Arch::ScmpArchX86 as u32;
     const AARCH64: u32 = Arch::ScmpArchAarch64 as u32;
     const ARM: u32 = Arch::ScmpArchArm as u32;
     const EPERM: Verdict = Errno(1);
     const ENOSYS: Verdict = Errno(38);
 
     /// Runs a seccomp filter as the kernel's interpreter does, over `struct seccomp_data`.
-    fn run(bpf: &[u8], arch: u32, number: u32, args: [u64; 6]) -> Verdict {
+    pub(super) fn run(bpf: &[u8], arch: u32, number: u32, args: [u64; 6]) -> Verdict {
         let mut data = Vec::new();
         data.extend(number.to_ne_bytes());
         data.extend(arch.to_ne_bytes());
