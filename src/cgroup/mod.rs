@@ -4,8 +4,8 @@
 //! every directory and file below it is opened relative to one, without leaving the mount and without following a link:
 //! a container may own parts of this tree.
 //!
-//! ORDER: limits and device rules are in place before a process is cloned into the cgroup, so that it never runs
-//! without them.
+//! ORDER: limits are in place before a process is cloned into the cgroup, device rules before anything of the
+//! container's runs in it.
 
 mod devices;
 mod files;
@@ -28,7 +28,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, fchown, fchownat, read, unlinkat, write};
 
-use crate::sys::bpf;
+use crate::sys::{bpf, fd};
 
 pub(crate) use devices::Devices;
 use files::Need;
@@ -36,6 +36,8 @@ pub(crate) use files::{Limit, limits};
 
 /// How long the kernel may take to freeze a cgroup, or its processes to leave it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The attribute that names the owner. The cgroup file system has kept user attributes since Linux 5.7.
+const OWNER: &std::ffi::CStr = c"user.pelagos";
 /// The pause where the kernel announces nothing: a directory that looks empty and still cannot be removed.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -331,6 +333,22 @@ impl Cgroup {
     /// Where it lies below the hierarchy, as an absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Write on the cgroup whose it is. A path may be used by another container after this one has ended.
+    pub(crate) fn claim(&self, owner: &str) {
+        // A kernel that keeps no such attribute leaves the cgroup unmarked, which is not to be taken for foreign.
+        fd::set_attribute(self.dir.as_fd(), OWNER, owner.as_bytes()).ok();
+    }
+
+    /// Whose it is, when that is written on it.
+    pub(crate) fn owner(&self) -> Option<Vec<u8>> {
+        fd::attribute(self.dir.as_fd(), OWNER).ok()
+    }
+
+    /// Remove the directory if nothing is in it.
+    pub(crate) fn remove_if_empty(&self) {
+        remove_dir(&self.parent, Path::new(&self.name)).ok();
     }
 
     /// The open directory, for `CLONE_INTO_CGROUP`; close-on-exec.

@@ -164,16 +164,18 @@ pub(super) fn reopen_null(given: &Given, root: &OwnedFd) {
         if !fstat(standard(number)).is_ok_and(|stat| is_null(&stat)) {
             continue;
         }
-        let own = match open_in_root(
-            root.as_fd(),
-            Path::new("dev/null"),
-            OFlag::O_RDWR | OFlag::O_NONBLOCK,
-        ) {
+        // Looked at before it is opened: another device might be one that acts on being opened.
+        let look = |flags| open_in_root(root.as_fd(), Path::new("dev/null"), flags);
+        let null = |file: &OwnedFd| fstat(file).is_ok_and(|stat| is_null(&stat));
+        let own = match look(OFlag::O_PATH).and_then(|file| match null(&file) {
+            true => look(OFlag::O_RDWR | OFlag::O_NONBLOCK),
+            false => Err(Errno::ENODEV),
+        }) {
             // A container without one keeps the host's.
             Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
             other => given.check(other, Step::Null, "/dev/null"),
         };
-        if !fstat(&own).is_ok_and(|stat| is_null(&stat)) {
+        if !null(&own) {
             given.talk.fail(Step::Null, Errno::ENODEV, b"/dev/null");
         }
         given.check(install(own.as_fd(), number), Step::Null, "/dev/null");

@@ -17,7 +17,9 @@ use super::foreground::{self, Signals};
 use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
 };
-use super::{CreateOptions, Fault, PATIENCE, Rootless, RunOptions, destroy, gathered, run_hooks};
+use super::{
+    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, gathered, run_hooks,
+};
 use crate::cgroup::{self, Hierarchy};
 use crate::handshake::ParentEnd;
 use crate::hooks;
@@ -89,6 +91,7 @@ fn start(talk: &ParentEnd, record: &Record) -> Result<()> {
     if let Some(reason) = talk.hear_start().context("start the payload")? {
         bail!("unable to start container process: {reason}");
     }
+    began(record)?;
     run_hooks("poststart", &record.poststart, record, Status::Running)
 }
 
@@ -213,6 +216,7 @@ impl<'a> Draft<'a> {
         let prepared = launch::prepare(&self.plan, &cache)?;
         let claim = Claim(Some(Dir::create(&self.options.root, &self.options.id)?));
         let dir = claim.dir();
+        let mut record = self.intent();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,
@@ -221,8 +225,8 @@ impl<'a> Draft<'a> {
             state: &state,
             rootless: self.rootless,
             lock: dir.as_fd(),
+            mark: &record.mark(),
         };
-        let mut record = self.intent();
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;
         let fifos = match word {

@@ -39,7 +39,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, read, unlinkat, write};
 
 pub(crate) use create::{create, run};
-use state::{Busy, Dir, EXEC_FIFO, Locked, RESULT_FIFO, Record, Status};
+use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::hooks::{self, Prepared};
@@ -210,6 +210,16 @@ pub(crate) fn start(root: &Path, id: &Id) -> Result<()> {
     release(&locked, &record)
 }
 
+/// The end of the answer can also be the end of a process that was killed before it executed anything.
+fn began(record: &Record) -> Result<()> {
+    match ProcessStat::read(record.init_process_pid) {
+        Some(stat) if stat.start == record.init_process_start && stat.never_executed => {
+            bail!("unable to start container process: it was killed before it ran the program")
+        }
+        _ => Ok(()),
+    }
+}
+
 fn startable(status: Status) -> Result<()> {
     match status {
         Status::Created => Ok(()),
@@ -260,6 +270,7 @@ pub(crate) fn release(container: &Locked, record: &Record) -> Result<()> {
         );
     }
 
+    began(record)?;
     if let Err(error) = run_hooks("poststart", &record.poststart, record, Status::Running) {
         // runtime-spec 1.3, runtime.md "Lifecycle": a failing poststart hook ends the container.
         report::debug!("start {}: poststart failed, kill", record.id);
@@ -449,10 +460,22 @@ fn end(record: &Record) -> Result<()> {
     all_well(errors)
 }
 
+/// The container's cgroup, unless it is another's by now: a path can be used again once its container has ended.
 fn open_cgroup(record: &Record) -> Result<Option<Cgroup>> {
-    match &record.cgroup {
-        None => Ok(None),
-        Some(path) => Cgroup::open(&Hierarchy::probe()?, path),
+    let Some(path) = &record.cgroup else {
+        return Ok(None);
+    };
+    let Some(cgroup) = Cgroup::open(&Hierarchy::probe()?, path)? else {
+        return Ok(None);
+    };
+    match cgroup.owner() {
+        Some(owner) if owner != record.mark().as_bytes() => Ok(None),
+        None if record.init_process_pid == 0 => {
+            // A create that was killed before it wrote its mark had put no process there.
+            cgroup.remove_if_empty();
+            Ok(None)
+        }
+        _ => Ok(Some(cgroup)),
     }
 }
 

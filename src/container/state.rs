@@ -87,7 +87,15 @@ pub(crate) struct Record {
     pub(crate) owner: u32,
 }
 
+/// `PF_FORKNOEXEC` of the kernel's process flags.
+const FORK_NO_EXEC: u64 = 0x40;
+
 impl Record {
+    /// What the container writes on its cgroup: no other container, before or after, has the same.
+    pub(crate) fn mark(&self) -> String {
+        format!("{} {}", self.id, self.created)
+    }
+
     /// Parses `state.json`. Errors: no record, or one of a layout this release does not know.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
@@ -143,6 +151,8 @@ impl Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessStat {
     state: u8,
+    /// Forked, and not executed anything since (PF_FORKNOEXEC).
+    pub(crate) never_executed: bool,
     /// Clock ticks since boot.
     pub(crate) start: u64,
 }
@@ -163,8 +173,13 @@ impl ProcessStat {
             .ok()?
             .split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
-        let start = fields.nth(22 - 4)?.parse().ok()?;
-        Some(Self { state, start })
+        let flags: u64 = fields.nth(9 - 4)?.parse().ok()?;
+        let start = fields.nth(22 - 10)?.parse().ok()?;
+        Some(Self {
+            state,
+            never_executed: flags & FORK_NO_EXEC != 0,
+            start,
+        })
     }
 
     /// Neither a zombie nor dead.
@@ -523,6 +538,7 @@ mod tests {
             ProcessStat::parse(line),
             Some(ProcessStat {
                 state: b'S',
+                never_executed: false,
                 start: 123_456
             })
         );

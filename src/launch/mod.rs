@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
@@ -40,6 +40,8 @@ pub(crate) struct Request<'a> {
     pub(crate) rootless: bool,
     /// The lock that the caller holds, which the child must not hold with it.
     pub(crate) lock: BorrowedFd<'a>,
+    /// What is written on the cgroup as its owner.
+    pub(crate) mark: &'a str,
 }
 
 /// All that can be worked out, and can fail, before the first side effect.
@@ -236,6 +238,9 @@ pub(crate) fn launch(
         filter,
         fifos,
     };
+    for (join, file) in plan.namespaces.joins.iter().zip(&given.joins) {
+        check_sysctl(plan, join.kind, file.as_fd())?;
+    }
     clone_sources(plan, &mut given)?;
 
     debug!("clone the container's process");
@@ -339,6 +344,8 @@ fn make_cgroup(request: &Request, limits: &[cgroup::Limit]) -> Result<Option<Cgr
     let error = match Cgroup::create(request.hierarchy, request.cgroup, limits) {
         Ok(cgroup) => {
             debug!("made cgroup {}", request.cgroup.display());
+            // ORDER: before there is a process in it. What has no mark holds nothing of ours.
+            cgroup.claim(request.mark);
             return Ok(Some(cgroup));
         }
         Err(error) => error,
@@ -449,6 +456,40 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
         Ok(found) if found == clone_flag(kind).bits() => Ok(file),
         Ok(_) => Err(anyhow!("the path is of a namespace of another type")).with_context(field),
         Err(_) => Err(anyhow!("the path is no namespace")).with_context(field),
+    }
+}
+
+/// A namespace joined by path may be the caller's own: then its settings are the host's.
+fn check_sysctl(plan: &Plan, kind: Kind, file: BorrowedFd) -> Result<()> {
+    let (own, prefixes): (_, &[&str]) = match kind {
+        Kind::Network => ("/proc/self/ns/net", &["net/"]),
+        Kind::Ipc => (
+            "/proc/self/ns/ipc",
+            &["kernel/msg", "kernel/sem", "kernel/shm", "fs/mqueue/"],
+        ),
+        Kind::Uts => (
+            "/proc/self/ns/uts",
+            &["kernel/hostname", "kernel/domainname"],
+        ),
+        _ => return Ok(()),
+    };
+    let theirs = fstat(file).context("linux.namespaces")?;
+    let ours = stat(own).with_context(|| format!("look at {own}"))?;
+    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
+        return Ok(());
+    }
+    let concerns = |(path, _): &&(PathBuf, String)| {
+        prefixes
+            .iter()
+            .any(|prefix| path.to_str().is_some_and(|path| path.starts_with(prefix)))
+    };
+    match plan.sysctl.iter().find(concerns) {
+        Some((path, _)) => bail!(
+            "linux.sysctl: {:?} not allowed in host {} namespace",
+            path.display().to_string(),
+            name(kind)
+        ),
+        None => Ok(()),
     }
 }
 

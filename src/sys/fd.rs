@@ -1,5 +1,6 @@
 //! Descriptors: the socket pair of the handshake, passing one over a socket, and closing what is left.
 
+use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -80,6 +81,38 @@ pub(crate) fn standard(number: RawFd) -> BorrowedFd<'static> {
     assert!((0..=2).contains(&number), "not a standard descriptor");
     // SAFETY: 0 to 2 are opened before main (Rust's runtime sees to it) and never closed.
     unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Write the extended attribute `name` of the file behind `file` (fsetxattr(2)).
+pub(crate) fn set_attribute(file: BorrowedFd, name: &CStr, value: &[u8]) -> nix::Result<()> {
+    // SAFETY: the name is null-terminated, and pointer and length are those of one slice; both are only read.
+    let done = unsafe {
+        libc::fsetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
+/// Read the extended attribute `name`, of at most 512 bytes (fgetxattr(2)).
+pub(crate) fn attribute(file: BorrowedFd, name: &CStr) -> nix::Result<Vec<u8>> {
+    let mut value = vec![0u8; 512];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let length = unsafe {
+        libc::fgetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    let length = Errno::result(length)?;
+    value.truncate(usize::try_from(length).unwrap_or(0));
+    Ok(value)
 }
 
 /// write(2) as it is: no retry, no allocation; for the sealed zone before execve.
