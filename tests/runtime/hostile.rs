@@ -65,7 +65,7 @@ fn without_a_mount_namespace_the_hosts_mounts_keep_their_attributes() {
         linux.remove("maskedPaths");
         linux.remove("readonlyPaths");
         linux.insert("rootfsPropagation".into(), json!("shared"));
-        c["root"]["readonly"] = json!(true);
+        c["root"]["readonly"] = json!(false);
     });
     let outcome = on_a_shared_host(&bundle, &[]);
     assert_eq!(outcome.stdout, "same\n", "{}", outcome.stderr);
@@ -244,4 +244,25 @@ fn deleting_what_a_killed_create_left_spares_the_container_that_has_the_cgroup()
     assert!(!killed.status.success());
     bundle.delete_force();
     assert_eq!(other.status(), "running");
+}
+
+#[test]
+fn a_read_only_root_is_refused_without_a_mount_namespace() {
+    requires!(root);
+    differs!("crun", "it makes the host's own mount read-only");
+    differs!("runc", "it mounts over the host's");
+    let bundle = Bundle::with(|c| {
+        c["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|n| n["type"] != "mount");
+        mounts(c).clear();
+        let linux = c["linux"].as_object_mut().unwrap();
+        linux.remove("maskedPaths");
+        linux.remove("readonlyPaths");
+        c["root"]["readonly"] = json!(true);
+    });
+    let outcome = bundle.run();
+    outcome.fails_with("root.readonly: it needs a mount namespace of the container's own");
+    bundle.assert_nothing_left();
 }
