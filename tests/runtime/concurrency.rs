@@ -111,7 +111,7 @@ fn start_and_kill_can_meet() {
                 &[
                     "cannot start a container that has stopped",
                     "container not running",
-                    "init died",
+                    "it was killed before it ran the program",
                 ],
             );
         }
