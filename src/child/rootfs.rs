@@ -38,6 +38,17 @@ pub(super) fn host_null(given: &Given) -> Option<OwnedFd> {
     if !is_null(&stat) {
         given.talk.fail(Step::Masked, Errno::ENODEV, b"/dev/null");
     }
+    // It is the host's inode: on a writable mount the container's root could change its mode and owner for the whole
+    // machine. A device on a read-only mount can be read and written all the same.
+    given.check(
+        mount::change(
+            null.as_fd(),
+            Reach::One,
+            Change::attributes(attr::RDONLY, 0),
+        ),
+        Step::Masked,
+        "/dev/null",
+    );
     Some(null)
 }
 

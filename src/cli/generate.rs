@@ -36,7 +36,8 @@ impl Verb for Generate {
 
 /// `pelagos.8` and one page per verb.
 fn manual_pages(directory: &Path) -> Result<()> {
-    let tree = whole_tree();
+    // Without clap's `help` among the verbs: `pelagos help` works, but has no page that could be referred to.
+    let tree = whole_tree().disable_help_subcommand(true);
     let pages = tree
         .get_subcommands()
         .cloned()
@@ -45,7 +46,9 @@ fn manual_pages(directory: &Path) -> Result<()> {
         .into_iter()
         .chain(pages)
     {
-        let page = clap_mangen::Man::new(command.display_name(name.clone())).section("8");
+        let page = clap_mangen::Man::new(command.display_name(name.clone()))
+            .section("8")
+            .source(concat!("pelagos ", env!("CARGO_PKG_VERSION")));
         let mut text = Vec::new();
         page.render(&mut text)?;
         fs::write(directory.join(format!("{name}.8")), text)?;
@@ -59,4 +62,41 @@ fn completions(directory: &Path) -> Result<()> {
         clap_complete::generate_to(shell, &mut tree, "pelagos", directory)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(directory: &Path, name: &str) -> String {
+        fs::read_to_string(directory.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    #[test]
+    fn every_page_that_the_manual_refers_to_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        manual_pages(directory.path()).unwrap();
+        let whole = read(directory.path(), "pelagos.8").replace('\\', "");
+        let named: Vec<_> = whole
+            .lines()
+            .filter_map(|line| line.strip_suffix("(8)"))
+            .collect();
+        assert!(named.contains(&"pelagos-create"), "{named:?}");
+        for name in named {
+            let page = read(directory.path(), &format!("{name}.8"));
+            assert!(page.contains(concat!("\"pelagos ", env!("CARGO_PKG_VERSION"))));
+        }
+    }
+
+    #[test]
+    fn completions_know_every_verb() {
+        let directory = tempfile::tempdir().unwrap();
+        completions(directory.path()).unwrap();
+        for name in ["pelagos.bash", "pelagos.fish", "_pelagos"] {
+            let text = read(directory.path(), name);
+            for verb in whole_tree().get_subcommands() {
+                assert!(text.contains(verb.get_name()), "{name}");
+            }
+        }
+    }
 }

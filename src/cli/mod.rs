@@ -353,6 +353,8 @@ fn global_command(program: &str) -> Command {
     Flags::augment_args(Command::new("pelagos"))
         .about("Open Container Initiative runtime")
         .display_name(program.to_owned())
+        // COMPAT: the last of several wins, so that a caller can add to what another has configured.
+        .args_override_self(true)
         .override_usage(format!("{program} [global options] command [command options] [arguments...]"))
         .help_template(format!(
             "NAME:\n   {{name}} - {{about}}\n\nUSAGE:\n   {{usage}}\n\nCOMMANDS:\n{verbs}\nGLOBAL OPTIONS:\n{{options}}\n"
@@ -365,6 +367,7 @@ fn command<V: Verb>(program: &str) -> Command {
         .display_name(format!("{program} {}", V::NAME))
         .override_usage(format!("{program} {} {}", V::NAME, V::USAGE))
         .help_template("NAME:\n   {name} - {about}\n\nUSAGE:\n   {usage}\n\nOPTIONS:\n{options}\n")
+        .args_override_self(true)
         .hide(V::HIDDEN)
 }
 
@@ -436,9 +439,9 @@ fn usage_error(error: clap::Error) -> anyhow::Error {
     )
 }
 
-/// COMPAT: `-no-subreaper` means `--no-subreaper`, and go-runc sends it so. Rewrites long flags of `command` that have
-/// one dash; values, positional arguments and everything behind `--` stay. With `stop`, the first positional argument
-/// ends it: what follows belongs to a verb.
+/// COMPAT: `-no-subreaper` means `--no-subreaper`, and go-runc sends it so; a switch may say `=true` or `=false`.
+/// Rewrites long flags of `command` that have one dash and switches that have a value; values, positional arguments and
+/// everything behind `--` stay. With `stop`, the first positional argument ends it: what follows belongs to a verb.
 fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: bool) -> Vec<OsString> {
     let mut args = args.into_iter();
     let mut rewritten = Vec::with_capacity(args.len());
@@ -470,18 +473,38 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: bool) -> Vec<Os
         };
         let long = command.get_arguments().find(is_long);
         let flag = long.or_else(|| command.get_arguments().find(is_short));
-        let takes_next =
-            value.is_none() && flag.is_some_and(|flag| flag.get_action().takes_values());
-        rewritten.push(match long {
-            Some(_) if !text.starts_with("--") => OsString::from(format!("-{text}")),
-            _ => arg,
-        });
+        let is_switch = flag.is_some_and(|flag| !flag.get_action().takes_values());
+        let takes_next = value.is_none() && flag.is_some() && !is_switch;
+        let dashes = match long {
+            Some(_) => "--",
+            None => &text[..1],
+        };
+        match value.and_then(truth).filter(|_| is_switch) {
+            Some(true) => rewritten.push(OsString::from(format!("{dashes}{name}"))),
+            Some(false) => {
+                let on = [format!("-{name}"), format!("--{name}")];
+                rewritten.retain(|arg| on.iter().all(|on| arg != on.as_str()));
+            }
+            None if long.is_some() && !text.starts_with("--") => {
+                rewritten.push(OsString::from(format!("-{text}")));
+            }
+            None => rewritten.push(arg),
+        }
         if takes_next {
             rewritten.extend(args.next());
         }
     }
     rewritten.extend(args);
     rewritten
+}
+
+/// The words that Go takes for a truth value (strconv.ParseBool).
+fn truth(word: &str) -> Option<bool> {
+    match word {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -497,6 +520,11 @@ mod tests {
             ("--pid-file -detach id", "--pid-file -detach id"),
             ("-b -detach id", "-b -detach id"),
             ("-d -- -detach", "-d -- -detach"),
+            ("--detach=true id", "--detach id"),
+            ("-keep=1 -d=T id", "--keep -d id"),
+            ("--detach -b x --detach=false id", "-b x id"),
+            ("--detach=perhaps id", "--detach=perhaps id"),
+            ("--bundle=true id", "--bundle=true id"),
         ] {
             let args = given.split(' ').map(OsString::from).collect();
             let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();

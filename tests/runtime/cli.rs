@@ -126,6 +126,42 @@ fn values_come_after_a_space_or_an_equals_sign() {
 }
 
 #[test]
+fn a_switch_may_say_true_or_false() {
+    differs!("crun", "its switches take no value");
+    let dir = tempfile::tempdir().expect("directory");
+    for (switch, heads) in [
+        ("--quiet=true", false),
+        ("-quiet=1", false),
+        ("-q=false", true),
+    ] {
+        let outcome = Verb::new(["--debug=false", "--root"])
+            .arg(dir.path())
+            .args(["list", switch])
+            .ok();
+        assert_eq!(outcome.stdout.starts_with("ID "), heads, "{outcome}");
+    }
+    let outcome = Verb::new(["--debug=perhaps", "list"]).run();
+    assert_eq!(outcome.code(), 1, "{outcome}");
+    assert!(outcome.stderr.contains("perhaps"), "{outcome}");
+}
+
+#[test]
+fn the_last_of_several_options_wins() {
+    let dir = tempfile::tempdir().expect("directory");
+    let (first, last) = (dir.path().join("first"), dir.path().join("last"));
+    std::fs::create_dir(&last).expect("directory");
+    // The state root that was named first does not exist, which would be an error.
+    let outcome = Verb::new(["--log-format", "xml", "--log-format=json", "--root"])
+        .arg(&first)
+        .arg("--root")
+        .arg(&last)
+        .args(["list", "-f", "table", "-f", "json"])
+        .run();
+    assert_eq!(outcome.code(), 0, "{outcome}");
+    assert_eq!(outcome.json(), Value::Null);
+}
+
+#[test]
 fn options_may_follow_the_container_id() {
     requires!(container);
     // COMPAT: runc since 1.5 (urfave/cli v3); engines write options first.

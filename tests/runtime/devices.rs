@@ -431,6 +431,18 @@ fn a_mask_is_never_made_from_the_images_null_device() {
     assert_eq!(fs::read_to_string(bundle.rootfs("bait")).unwrap(), "bait");
 }
 
+/// A mask that is the host's null device, on a writable mount: the container's root is its owner, and a `chmod` of the
+/// masked path would take the device from every user of the machine.
+#[test]
+fn a_mask_gives_the_container_no_hold_on_the_hosts_null_device() {
+    requires!(container);
+    let seen = ask(&[], |c| {
+        c["linux"]["maskedPaths"] = json!(["/proc/keys"]);
+    });
+    let mask = seen.mount("/proc/keys");
+    assert!(mask.kind() != "devtmpfs" || mask.own("ro"));
+}
+
 /// A plain file where a default device belongs is no device.
 #[test]
 fn a_file_in_the_place_of_a_device_is_not_taken_for_one() {
