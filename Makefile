@@ -14,6 +14,9 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := $(TARGET_DIR)/$(HOST)/release/pelagos
 
+# What `pelagos --version` says it was built from.
+export PELAGOS_COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test test-vm lint bench man completions install setup clean
 

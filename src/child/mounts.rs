@@ -265,6 +265,15 @@ fn filesystem(
     put(given, op, mounted, target.as_fd())
 }
 
+/// The parameters with the source, which mount tables show.
+fn named(source: &str, parameters: &[Parameter]) -> Vec<Parameter> {
+    let value = CString::new(source).ok();
+    let key = c"source".to_owned();
+    let mut all = vec![Parameter { key, value }];
+    all.extend_from_slice(parameters);
+    all
+}
+
 fn octal(mode: u32) -> String {
     let mut text = String::new();
     for shift in [9, 6, 3, 0] {
@@ -348,14 +357,16 @@ fn cgroup(
     let (target, _) = target_directory(root, op)?;
     let mut change = op.at_first();
     let mounted = match how {
-        Hierarchy::New => match mount::new_filesystem(c"cgroup2", parameters, change.set) {
-            // A user namespace inside a hierarchy that it does not own may not mount it; what it may see is its own.
-            Err((Errno::EPERM | Errno::EBUSY, _)) => {
-                let own = given.cgroup.strip_prefix("/").unwrap_or(&given.cgroup);
-                mount::bind(&given.hierarchy.join(own), Reach::Tree, change).map_err(plain)?
+        Hierarchy::New => {
+            match mount::new_filesystem(c"cgroup2", &named("cgroup", parameters), change.set) {
+                // A user namespace inside a hierarchy that it does not own may not mount it; what it may see is its own.
+                Err((Errno::EPERM | Errno::EBUSY, _)) => {
+                    let own = given.cgroup.strip_prefix("/").unwrap_or(&given.cgroup);
+                    mount::bind(&given.hierarchy.join(own), Reach::Tree, change).map_err(plain)?
+                }
+                other => other?,
             }
-            other => other?,
-        },
+        }
         Hierarchy::Whole | Hierarchy::WholeReadOnly => {
             if how == Hierarchy::WholeReadOnly {
                 change.set |= attr::RDONLY;

@@ -74,13 +74,8 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     umask(plan.umask);
     // ORDER: nothing is opened after this that a small RLIMIT_NOFILE could refuse.
     for limit in &plan.limits {
-        let mut name = String::from("rlimit ");
-        name.push_str(&limit.resource.to_string());
-        given.check(
-            setrlimit(limit.resource, limit.soft, limit.hard),
-            Step::Limit,
-            name,
-        );
+        let done = setrlimit(limit.resource, limit.soft, limit.hard);
+        given.check(done, Step::Limit, &limit.name);
     }
     given.kernel_trees.clear();
     given.late.clear();

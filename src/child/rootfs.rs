@@ -295,7 +295,12 @@ fn mask(
     }
     if directory.is_none() {
         // As small as a file system can be: a mount of it may outlive the container in somebody's namespace.
-        let tiny = [(c"nr_blocks", c"1"), (c"nr_inodes", c"1")].map(|(key, value)| Parameter {
+        let tiny = [
+            (c"source", c"tmpfs"),
+            (c"nr_blocks", c"1"),
+            (c"nr_inodes", c"1"),
+        ]
+        .map(|(key, value)| Parameter {
             key: key.to_owned(),
             value: Some(value.to_owned()),
         });

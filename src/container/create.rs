@@ -156,6 +156,8 @@ impl<'a> Draft<'a> {
             Rootless::Auto => host.rootless(),
         };
         let bundle = Bundle::open(&options.bundle)?;
+        // COMPAT: the runtime, and so its hooks, stand in the bundle's directory.
+        std::env::set_current_dir(&bundle.path).context("enter the bundle's directory")?;
         check(&bundle, options, rootless)?;
         let terminal = bundle
             .spec

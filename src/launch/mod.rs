@@ -425,8 +425,8 @@ fn raise_limits(plan: &Plan) -> Result<()> {
         if limit.hard > hard {
             setrlimit(limit.resource, soft, limit.hard).map_err(|errno| {
                 anyhow!(
-                    "process.rlimits: resource {} may not be raised from {hard} to {}: {} (needs CAP_SYS_RESOURCE)",
-                    limit.resource,
+                    "process.rlimits: {} may not be raised from {hard} to {}: {} (needs CAP_SYS_RESOURCE)",
+                    limit.name,
                     limit.hard,
                     Words(errno)
                 )

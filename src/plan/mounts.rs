@@ -325,6 +325,13 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
         ordinary_directory: false,
     };
     if remount {
+        if let Some(first) = parameters.first() {
+            bail!(
+                "mounts: {}: remount changes mount attributes only, not {:?} of the file system",
+                destination.display(),
+                first.key.to_string_lossy()
+            );
+        }
         op.read_only_late = false;
         return Ok(op);
     }

@@ -29,8 +29,10 @@ pub(crate) struct Sets {
 }
 
 /// One resource limit: an `RLIMIT_*` number and both values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
+    /// The name in the specification's spelling, for messages.
+    pub(crate) name: String,
     pub(crate) resource: u32,
     pub(crate) soft: u64,
     pub(crate) hard: u64,
@@ -194,6 +196,7 @@ fn limit(limit: &runtime::PosixRlimit) -> Limit {
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
     };
     Limit {
+        name: limit.typ().to_string(),
         resource,
         soft: limit.soft(),
         hard: limit.hard(),

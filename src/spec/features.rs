@@ -383,7 +383,7 @@ mod tests {
         }
         assert!(!text.contains("null") && !text.contains("NOTIFY"));
         assert!(
-            text.starts_with("{\n    \"annotations\": {\n        \""),
+            text.starts_with("{\n    \"ociVersionMin\": \"1.0.0\",\n"),
             "{text}"
         );
     }
