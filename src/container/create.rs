@@ -1,6 +1,7 @@
 //! Making a container: `create`, and `run` around it.
 
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ use crate::sys::{fd, seal};
 /// # Errors
 /// One line that names the field, path or step; nothing is left behind.
 pub(crate) fn create(options: &CreateOptions) -> Result<()> {
-    let draft = Draft::new(options, true)?;
+    let draft = ManuallyDrop::new(Draft::new(options, true)?);
     let made = draft.make(Word::Later)?;
     made.launched.keep();
     Ok(())
@@ -47,7 +48,7 @@ pub(crate) fn create(options: &CreateOptions) -> Result<()> {
 /// # Errors
 /// As for [`create`]; a payload that could not be executed is an error too, and the container is gone then.
 pub(crate) fn run(options: &RunOptions) -> Result<u8> {
-    let draft = Draft::new(&options.create, options.detach)?;
+    let draft = ManuallyDrop::new(Draft::new(&options.create, options.detach)?);
     let signals = if options.detach {
         None
     } else {
@@ -121,6 +122,8 @@ enum Word {
 }
 
 /// Everything worked out for a container of which nothing exists yet.
+///
+/// Never dropped: the command ends soon, and freeing the many small pieces would copy memory that the child still shares.
 struct Draft<'a> {
     options: &'a CreateOptions,
     bundle: Bundle,
@@ -215,7 +218,9 @@ impl<'a> Draft<'a> {
     /// Make the container, up to the point where only the word to start is missing.
     fn make(&self, word: Word) -> Result<Made> {
         let cache = launch::cache_directory(&self.options.root);
-        let prepared = launch::prepare(&self.plan, &cache)?;
+        let linux = self.bundle.spec.linux().as_ref();
+        let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+        let prepared = launch::prepare(&self.plan, profile, &cache)?;
         let claim = Claim(Some(Dir::create(&self.options.root, &self.options.id)?));
         let dir = claim.dir();
         let mut record = self.intent();

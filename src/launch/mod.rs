@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, Uid};
-use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind};
+use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind, LinuxSeccomp};
 
 use crate::cgroup::{self, Cgroup, Devices, Hierarchy};
 use crate::child::{self, Given};
@@ -137,11 +137,15 @@ impl Launched {
     }
 }
 
-/// Do everything that can fail without touching the host. Compiled seccomp filters are kept in `cache`.
+/// Do everything that can fail without touching the host, the compiling of the seccomp `profile` with it. Compiled seccomp filters are kept in `cache`.
 ///
 /// # Errors
 /// Names the limit, device rule, seccomp rule or hook at fault.
-pub(crate) fn prepare(plan: &Plan, cache: &Path) -> Result<Provisions> {
+pub(crate) fn prepare(
+    plan: &Plan,
+    profile: Option<&LinuxSeccomp>,
+    cache: &Path,
+) -> Result<Provisions> {
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
@@ -161,9 +165,7 @@ pub(crate) fn prepare(plan: &Plan, cache: &Path) -> Result<Provisions> {
             .restrict_devices
             .then(|| Devices::compile(rules))
             .transpose()?,
-        filter: plan
-            .seccomp
-            .as_ref()
+        filter: profile
             .map(|profile| cache::filter(profile, cache))
             .transpose()?,
         runtime_hooks,

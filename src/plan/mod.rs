@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 use oci_spec::runtime::{
-    Hooks, LinuxNamespaceType as Kind, LinuxResources, LinuxSeccomp, LinuxTimeOffset, Spec,
+    Hooks, Linux, LinuxNamespaceType as Kind, LinuxResources, LinuxTimeOffset, Spec,
 };
 
 use crate::idmap::{self, Maps, Range};
@@ -112,7 +112,6 @@ pub(crate) struct Plan {
     pub(crate) keyring: Option<std::ffi::CString>,
     pub(crate) process: Process,
     pub(crate) inherited_fds: u32,
-    pub(crate) seccomp: Option<LinuxSeccomp>,
     pub(crate) hooks: Hooks,
     pub(crate) control: Control,
     /// What is not as asked for, but goes on.
@@ -125,7 +124,14 @@ impl Plan {
     /// # Errors
     /// Names the field when the bundle asks for what cannot be.
     pub(crate) fn init(spec: &Spec, bundle: &Path, options: &Options, host: &Host) -> Result<Self> {
-        let linux = spec.linux().clone().unwrap_or_default();
+        let absent;
+        let linux = match spec.linux() {
+            Some(linux) => linux,
+            None => {
+                absent = Linux::default();
+                &absent
+            }
+        };
         let process = spec
             .process()
             .as_ref()
@@ -190,7 +196,7 @@ impl Plan {
             .transpose()
             .context("container id")?;
         Ok(Self {
-            root: root(spec, &linux, options, &namespaces)?,
+            root: root(spec, linux, options, &namespaces)?,
             parent_clones_sources: !rootless
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
             time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
@@ -206,7 +212,6 @@ impl Plan {
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             inherited_fds: options.inherited_fds,
-            seccomp: linux.seccomp().clone(),
             hooks: spec.hooks().clone().unwrap_or_default(),
             control: Control {
                 path: linux.cgroups_path().clone(),
@@ -239,12 +244,7 @@ fn check_mapped(process: &Process, maps: Option<&Maps>) -> Result<()> {
     Ok(())
 }
 
-fn root(
-    spec: &Spec,
-    linux: &oci_spec::runtime::Linux,
-    options: &Options,
-    namespaces: &Namespaces,
-) -> Result<Root> {
+fn root(spec: &Spec, linux: &Linux, options: &Options, namespaces: &Namespaces) -> Result<Root> {
     let root = spec.root().as_ref().context("root must be specified")?;
     let word = linux.rootfs_propagation().as_deref().unwrap_or_default();
     let (reach, propagation) = match word {
