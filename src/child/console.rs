@@ -61,13 +61,17 @@ fn open_master(root: &OwnedFd) -> nix::Result<OwnedFd> {
         OFlag::O_RDWR | OFlag::O_NOCTTY,
     )?;
     let stat = fstat(&master)?;
-    let kind = fstatfs(&master)?.filesystem_type().0;
     let real = file_type(&stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(5, 2);
-    if real && u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS) {
+    if real && is_on_devpts(&master)? {
         Ok(master)
     } else {
         Err(Errno::ENODEV)
     }
+}
+
+fn is_on_devpts(file: &OwnedFd) -> nix::Result<bool> {
+    let kind = fstatfs(file)?.filesystem_type().0;
+    Ok(u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS))
 }
 
 /// The slave's node over /dev/console, where programs look for the system's console.
@@ -85,8 +89,7 @@ fn bind_console(root: &OwnedFd, number: u32) -> nix::Result<()> {
         Path::new(&name),
         OFlag::O_PATH | OFlag::O_NOFOLLOW,
     )?;
-    let kind = fstatfs(&node)?.filesystem_type().0;
-    if !u64::try_from(kind).is_ok_and(|kind| kind == DEVPTS) {
+    if !is_on_devpts(&node)? {
         return Err(Errno::ENODEV);
     }
     let tree = mount::clone_tree(node.as_fd(), c"", Reach::One)?;

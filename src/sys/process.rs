@@ -85,6 +85,7 @@ pub(crate) fn exit_now(code: c_int) -> ! {
 }
 
 /// An argument or environment list as execve wants it: the strings, and the null-terminated array of their addresses.
+#[derive(Debug)]
 pub(crate) struct ExecArray {
     pointers: Vec<*const c_char>,
     /// Kept for the pointers.
@@ -103,12 +104,17 @@ impl ExecArray {
             _strings: strings,
         }
     }
+
+    /// The array's address, valid as long as the value is.
+    pub(super) fn as_ptr(&self) -> *const *const c_char {
+        self.pointers.as_ptr()
+    }
 }
 
 /// Replace this process's program. Allocates nothing; returns only the error.
 pub(crate) fn execve(path: &CStr, args: &ExecArray, env: &ExecArray) -> Errno {
     // SAFETY: both arrays end with a null pointer, and each element points into a string that the array owns.
-    unsafe { libc::execve(path.as_ptr(), args.pointers.as_ptr(), env.pointers.as_ptr()) };
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
     Errno::last()
 }
 
@@ -120,8 +126,8 @@ pub(crate) fn execve_fd(file: BorrowedFd, args: &ExecArray, env: &ExecArray) -> 
             libc::SYS_execveat,
             file.as_raw_fd(),
             c"".as_ptr(),
-            args.pointers.as_ptr(),
-            env.pointers.as_ptr(),
+            args.as_ptr(),
+            env.as_ptr(),
             libc::AT_EMPTY_PATH,
         )
     };

@@ -9,40 +9,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use libc::{c_char, c_int};
+use libc::c_int;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2, read, write};
 
+use super::process::ExecArray;
+
 /// A program with its argument and environment vectors in the form execve(2) takes.
 #[derive(Debug)]
 pub(crate) struct Program {
     path: CString,
-    argv: Vector,
-    envp: Vector,
-}
-
-/// Strings and the null-terminated array of pointers to them.
-#[derive(Debug)]
-struct Vector {
-    _strings: Vec<CString>,
-    pointers: Vec<*const c_char>,
-}
-
-impl Vector {
-    fn new(strings: Vec<CString>) -> Self {
-        // The pointers aim at the strings' heap buffers, which stay where they are when the vector moves.
-        let pointers = strings
-            .iter()
-            .map(|string| string.as_ptr())
-            .chain([ptr::null()])
-            .collect();
-        Self {
-            _strings: strings,
-            pointers,
-        }
-    }
+    argv: ExecArray,
+    envp: ExecArray,
 }
 
 impl Program {
@@ -50,8 +30,8 @@ impl Program {
     pub(crate) fn new(path: CString, argv: Vec<CString>, env: Vec<CString>) -> Self {
         Self {
             path,
-            argv: Vector::new(argv),
-            envp: Vector::new(env),
+            argv: ExecArray::new(argv),
+            envp: ExecArray::new(env),
         }
     }
 
@@ -365,8 +345,8 @@ fn become_program(program: &Program, stdio: [BorrowedFd<'_>; 3], refusal: Borrow
         }
         libc::execve(
             program.path.as_ptr(),
-            program.argv.pointers.as_ptr(),
-            program.envp.pointers.as_ptr(),
+            program.argv.as_ptr(),
+            program.envp.as_ptr(),
         );
     }
     refuse(Errno::last())
