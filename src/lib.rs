@@ -20,6 +20,9 @@ mod hooks;
 mod idmap;
 mod report;
 
+#[cfg(feature = "image")]
+mod image;
+
 // The only room where `unsafe` may stand: the kernel's doors, each with its argument why it is sound.
 #[allow(unsafe_code)]
 mod sys;
@@ -31,4 +34,10 @@ static HEAP: sys::alloc_guard::Guard = sys::alloc_guard::Guard;
 /// The `pelagos` program: parse the command line, carry out one verb, report its outcome as an exit code.
 pub fn runtime() -> std::process::ExitCode {
     cli::main()
+}
+
+/// The `pelagos-image` program: parse the command line, carry out one verb, report its outcome as an exit code.
+#[cfg(feature = "image")]
+pub fn image() -> std::process::ExitCode {
+    image::main()
 }

@@ -1,0 +1,1 @@
+//! Bundles: a root filesystem and a config.json made from an image.

@@ -1,0 +1,1 @@
+//! An image as an oci-archive, digests unchanged.

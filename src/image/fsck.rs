@@ -1,0 +1,1 @@
+//! Check what the store holds against what it says, and repair.

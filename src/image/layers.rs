@@ -1,0 +1,1 @@
+//! Shared layers: each unpacked once, by its ChainID, in overlay form.

@@ -1,0 +1,1 @@
+//! What nothing needs, found by marking from the roots, and removed.

@@ -1,0 +1,1 @@
+//! Names of images: the reference grammar, tags and digests.

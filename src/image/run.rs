@@ -1,0 +1,1 @@
+//! A bundle made, handed to the runtime, and removed.

@@ -1,0 +1,1 @@
+//! Where images come from: recognised by content.
