@@ -44,6 +44,17 @@ pub(crate) fn to_host(ranges: &[Range], id: u32) -> Option<u32> {
     range.host.checked_add(id - range.container)
 }
 
+/// Whether this process is in the initial user namespace, where root is the machine's root.
+pub(crate) fn in_initial_namespace() -> Result<bool> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+    Ok(is_whole(&map))
+}
+
+/// Whether a uid_map maps every id to itself, as the initial user namespace's does.
+fn is_whole(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 fn text(ranges: &[Range]) -> String {
     ranges.iter().fold(
         String::new(),
@@ -125,6 +136,18 @@ fn run_tool(tool: &str, pid: Pid, ranges: &[Range]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_identity_map_of_all_ids_is_the_initial_namespace() {
+        for (map, whole) in [
+            ("         0          0 4294967295\n", true),
+            ("         0       1000          1\n", false),
+            ("         0          0      65536\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_whole(map), whole, "{map:?}");
+        }
+    }
 
     #[test]
     fn an_id_is_found_in_the_range_that_holds_it() {

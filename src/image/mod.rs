@@ -33,7 +33,8 @@
 //! `lock` is held shared while content is added or used, for moments only: long work is protected by its lease, whose
 //! lines are written before what they name is looked up or put in place. It is held exclusive to carry out a prune plan:
 //! the plan is marked again under it, and what is still unreferenced is renamed to trash. `index.lock` serialises the
-//! changes of index.json and of records. Order: `lock`, then a staging lock, then `index.lock`. Every lock is taken on a
+//! changes of index.json and of records. Order: a staging lock, then `lock`, then `index.lock`; who holds `lock` exclusive
+//! waits for no staging directory that has a meaning to others. Every lock is taken on a
 //! descriptor of its own: flock belongs to the open file, and a second handle of the same process would wait for ever.
 //! A layer is unpacked in the staging directory named by its ChainID: who comes second waits for its lock and finds the
 //! work done. So do two imports of one blob.

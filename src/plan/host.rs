@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use nix::unistd::{Gid, Uid};
 
+use crate::idmap;
 use crate::sys::process::capget;
 
 /// What a plan may depend on besides the bundle and the options.
@@ -20,12 +21,10 @@ pub(crate) struct Host {
 impl Host {
     /// Ask the kernel.
     pub(crate) fn probe() -> Result<Self> {
-        let map =
-            std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
         Ok(Self {
             uid: Uid::effective(),
             gid: Gid::effective(),
-            in_user_namespace: !is_whole(&map),
+            in_user_namespace: !idmap::in_initial_namespace()?,
             capabilities: capget().context("read the own capabilities")?.permitted,
         })
     }
@@ -34,27 +33,5 @@ impl Host {
     /// goes without what only root may do.
     pub(crate) fn rootless(&self) -> bool {
         !self.uid.is_root() || self.in_user_namespace
-    }
-}
-
-/// Whether a uid_map maps every id to itself, as the initial user namespace's does.
-fn is_whole(map: &str) -> bool {
-    map.split_whitespace().eq(["0", "0", "4294967295"])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_identity_map_of_all_ids_is_the_initial_namespace() {
-        for (map, whole) in [
-            ("         0          0 4294967295\n", true),
-            ("         0       1000          1\n", false),
-            ("         0          0      65536\n", false),
-            ("", false),
-        ] {
-            assert_eq!(is_whole(map), whole, "{map:?}");
-        }
     }
 }
