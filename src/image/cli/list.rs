@@ -108,8 +108,8 @@ fn platforms(store: &Store, target: &Descriptor, image: Option<&Image>) -> Resul
         Document::Index(index) => index
             .manifests
             .iter()
+            .filter(|child| !child.is_attestation())
             .filter_map(|child| child.platform.as_ref())
-            .filter(|platform| platform.os != "unknown")
             .map(ToString::to_string)
             .collect(),
         Document::Manifest(_) => image

@@ -79,15 +79,9 @@ impl Store {
             .take(size + 1)
             .read_to_end(&mut bytes)
             .with_context(|| format!("read blob {digest}"))?;
-        if bytes.len() as u64 != *size {
-            bail!("blob {digest}: its size is not the {size} bytes that its descriptor says");
-        }
-        let mut hasher = digest.algorithm().hasher();
-        hasher.update(&bytes);
-        let found = hasher.finish();
-        if found != *digest {
-            bail!("blob {digest}: its content has the digest {found}: see `fsck --repair`");
-        }
+        descriptor
+            .check(&bytes)
+            .with_context(|| format!("{}: see `fsck`", self.blob_path(digest).display()))?;
         Ok(bytes)
     }
 

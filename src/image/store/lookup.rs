@@ -150,14 +150,9 @@ impl Store {
         };
         let config = Config::parse(&self.document(&manifest.config)?)
             .with_context(|| format!("configuration {}", manifest.config.digest))?;
-        if manifest.layers.len() != config.diff_ids.len() {
-            bail!(
-                "manifest {} has {} layers, its configuration {} diff_ids",
-                descriptor.digest,
-                manifest.layers.len(),
-                config.diff_ids.len()
-            );
-        }
+        config
+            .fits(&manifest)
+            .with_context(|| format!("manifest {}", descriptor.digest))?;
         Ok(Image {
             name,
             target: target.clone(),
