@@ -6,6 +6,7 @@
 pub(crate) mod bundle;
 pub(crate) mod console;
 pub(crate) mod leaks;
+#[macro_use]
 pub(crate) mod needs;
 pub(crate) mod runtime;
 
@@ -13,22 +14,6 @@ pub(crate) use bundle::{Bundle, mounts, namespace, process_args, sh};
 pub(crate) use runtime::{Outcome, Verb, runtime};
 
 use std::time::{Duration, Instant};
-
-/// Return from the test, saying why, unless everything listed is here.
-///
-/// `requires!(root, controller "memory", command "strace")`: each word is a function of [`needs`].
-macro_rules! requires {
-    ($($need:ident $($arg:literal)?),+ $(,)?) => {{
-        fn here() {}
-        $(
-            if let Err(reason) = $crate::support::needs::$need($($arg)?) {
-                let need = concat!(stringify!($need) $(, ":", $arg)?);
-                $crate::support::needs::skip(std::any::type_name_of_val(&here), need, &reason);
-                return;
-            }
-        )+
-    }};
-}
 
 /// Return from the test when the runtime under test is `$kind`, which does otherwise for the reason given.
 ///

@@ -8,6 +8,22 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::runtime::runtime;
 
+/// Return from the test, saying why, unless everything listed is here.
+///
+/// `requires!(root, controller "memory", command "strace")`: each word is a function of this file.
+macro_rules! requires {
+    ($($need:ident $($arg:literal)?),+ $(,)?) => {{
+        fn here() {}
+        $(
+            if let Err(reason) = $crate::support::needs::$need($($arg)?) {
+                let need = concat!(stringify!($need) $(, ":", $arg)?);
+                $crate::support::needs::skip(std::any::type_name_of_val(&here), need, &reason);
+                return;
+            }
+        )+
+    }};
+}
+
 /// Where every runtime expects the hierarchy.
 pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 

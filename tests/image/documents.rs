@@ -1,0 +1,1 @@
+//! Manifests, indexes, configurations and references: what is read, what is refused.

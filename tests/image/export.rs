@@ -1,0 +1,1 @@
+//! Archives written from the store: the same digests as came in.

@@ -1,0 +1,1 @@
+//! What `fsck` finds and what it repairs.

@@ -1,0 +1,1 @@
+//! Archives made to harm: nothing outside the target is touched.

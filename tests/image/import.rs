@@ -1,0 +1,1 @@
+//! Images from layouts and archives: every form, and every way in which one can be wrong.

@@ -1,0 +1,1 @@
+//! What is removed, what is kept, and when the sweep is refused.

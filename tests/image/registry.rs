@@ -1,0 +1,1 @@
+//! Prune on a registry's storage tree.

@@ -1,0 +1,1 @@
+//! A container from an image in one command.

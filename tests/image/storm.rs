@@ -1,0 +1,1 @@
+//! Everything at once, with processes killed at any moment.

@@ -1,0 +1,1 @@
+//! The commands that README.md shows, run as they stand there.

@@ -1,0 +1,1 @@
+//! Layers to trees: every rule of the image specification, seen from outside.
