@@ -1,1 +1,165 @@
 //! Shared layers: each unpacked once, by its ChainID, in overlay form.
+//!
+//! By the ChainID and not by the layer's own digest, since what a layer unpacks to depends on those below it: a parent
+//! directory that it implies has the attributes it has there (L-6), and its hard links may lead there (L-19).
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::report;
+
+use super::digest::Digest;
+use super::progress::Progress;
+use super::store::{
+    Durability, Image, Kind, LayerForm, LayerRecord, Lease, SCHEMA, Store, measure, now,
+};
+use super::unpack::{self, Form, Ids, Layer, Limits, Options};
+
+/// Unpack those layers of `image` that the store has no tree of: the ChainIDs of all, base first.
+///
+/// The lease holds every layer and blob before it is looked for, so what is found stays. Two commands that want one layer
+/// do the work once.
+///
+/// # Errors
+/// A layer cannot be unpacked, or is not what its configuration says; nothing of it stays. The layers below it do.
+pub(crate) fn ensure(
+    store: &Store,
+    lease: &Lease,
+    image: &Image,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Vec<Digest>> {
+    let chains = image.chain_ids();
+    for chain in &chains {
+        lease.hold(Kind::Layer, &chain.to_string())?;
+    }
+    for layer in &image.manifest.layers {
+        lease.hold(Kind::Blob, &layer.digest.to_string())?;
+    }
+    for at in 0..chains.len() {
+        one(store, image, &chains, at, limits, progress).with_context(|| {
+            format!(
+                "image {}: layer {}",
+                image.shown(),
+                image.manifest.layers[at].digest
+            )
+        })?;
+    }
+    Ok(chains)
+}
+
+/// The layer at `at`, whose parents are there.
+fn one(
+    store: &Store,
+    image: &Image,
+    chains: &[Digest],
+    at: usize,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<()> {
+    let chain = &chains[at];
+    if is_there(store, chain)? {
+        return Ok(());
+    }
+    let stage = store.stage(&format!("layer-{}", chain.hex()))?;
+    // Whoever held the staging directory may have unpacked it.
+    if is_there(store, chain)? {
+        return Ok(());
+    }
+    mkdirat(stage.dir(), "tree", Mode::from_bits_truncate(0o755)).context("make its directory")?;
+    let tree = open(stage.dir(), "tree", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    let list = open(
+        stage.dir(),
+        "list",
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL,
+    )?;
+    let mut list = BufWriter::new(File::from(list));
+    let parents = chains[..at]
+        .iter()
+        .rev()
+        .map(|parent| store.subdirectory(&format!("layers/{}", parent.hex())))
+        .collect::<Result<Vec<OwnedFd>>>()?;
+    let descriptor = &image.manifest.layers[at];
+    let diff_id = &image.config.diff_ids[at];
+    let layer = Layer {
+        blob: store.open_blob(&descriptor.digest)?,
+        descriptor: descriptor.clone(),
+        diff_id: diff_id.clone(),
+    };
+    let options = Options {
+        form: match store.form() {
+            LayerForm::Trusted => Form::Trusted,
+            LayerForm::User => Form::User,
+        },
+        ids: Ids::AsStored,
+        devices: true,
+        limits,
+        durability: store.durability(),
+    };
+    let report = unpack::overlay(tree.as_fd(), &parents, layer, &options, &mut list, progress)?;
+    for line in report.warnings.iter().chain(&report.skipped) {
+        report::warn(format_args!("layer {}: {line}", descriptor.digest));
+    }
+    list.flush().context("write its listing")?;
+    if store.durability() == Durability::Fsync {
+        list.get_ref().sync_all().context("write its listing")?;
+    }
+    let size = measure(tree.as_fd()).context("measure it")?;
+    store.settle()?;
+
+    let _moment = store.shared()?;
+    // A tree without a record: its maker was killed before the commit.
+    if let Some(left) = store.discard(&format!("layers/{}", chain.hex()))? {
+        left.remove()?;
+    }
+    let place = |from: &str, to: &str| {
+        renameat(stage.dir(), from, store.dir(), to).with_context(|| format!("put it into {to}"))
+    };
+    place("list", &format!("records/layers/{}.list", chain.hex()))?;
+    place("tree", &format!("layers/{}", chain.hex()))?;
+    store.put_layer_record(&LayerRecord {
+        schema: SCHEMA,
+        chain_id: chain.clone(),
+        diff_id: diff_id.clone(),
+        parent: at.checked_sub(1).map(|below| chains[below].clone()),
+        blob: descriptor.digest.clone(),
+        form: store.form(),
+        created: now(),
+        entries: size.entries,
+        disk_bytes: size.disk_bytes,
+        apparent_bytes: size.apparent_bytes,
+    })
+}
+
+/// Whether the layer is committed and can be used by this store's overlays.
+fn is_there(store: &Store, chain: &Digest) -> Result<bool> {
+    let _moment = store.shared()?;
+    let Some(record) = store.layer_record(chain)? else {
+        return Ok(false);
+    };
+    if record.form != store.form() {
+        bail!(
+            "{}: its whiteouts are written in another form than this store's",
+            store.layer_path(chain).display()
+        );
+    }
+    if let Err(error) = store.subdirectory(&format!("layers/{}", chain.hex())) {
+        return Err(error.context("it has a record and no tree: see `fsck --repair`"));
+    }
+    Ok(true)
+}
+
+fn open(dir: std::os::fd::BorrowedFd, name: &str, flags: OFlag) -> Result<OwnedFd> {
+    openat(
+        dir,
+        name,
+        flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::from_bits_truncate(0o600),
+    )
+    .with_context(|| format!("open its {name}"))
+}
