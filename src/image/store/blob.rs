@@ -81,7 +81,7 @@ impl Store {
             .with_context(|| format!("read blob {digest}"))?;
         descriptor
             .check(&bytes)
-            .with_context(|| format!("{}: see `fsck`", self.blob_path(digest).display()))?;
+            .with_context(|| format!("blob {digest}: not what it should be, see `fsck`"))?;
         Ok(bytes)
     }
 
