@@ -7,6 +7,7 @@
 
 #[cfg(debug_assertions)]
 pub(crate) mod alloc_guard;
+pub(crate) mod attribute;
 pub(crate) mod bpf;
 pub(crate) mod errno;
 pub(crate) mod fd;

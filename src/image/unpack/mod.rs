@@ -1,5 +1,11 @@
 //! Layers to trees: the tar reader, and the extractor that works through directory descriptors alone.
 
+mod archive;
+mod attributes;
+mod names;
+mod pipeline;
+mod touched;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
