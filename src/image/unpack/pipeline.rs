@@ -65,10 +65,7 @@ pub(super) fn run(
         .iter()
         .map(|layer| (layer.descriptor.digest.clone(), layer.diff_id.clone()))
         .collect();
-    let (to_archive, mut stream) = {
-        let (sender, receiver) = channel();
-        (sender, Stream::new(receiver))
-    };
+    let (to_archive, from_inflater) = channel();
     let (to_hash, hash_work) = channel();
     let (digest_made, digests) = channel();
     let (home, empty) = channel();
@@ -92,25 +89,32 @@ pub(super) fn run(
             }
         });
         // The stream is dropped before the scope waits for its threads, which end when nobody listens.
-        let mut stream = std::mem::replace(&mut stream, Stream::new(channel().1));
+        let mut stream = Stream::new(from_inflater);
         for (index, (blob, diff_id)) in wanted.iter().enumerate() {
-            let one = || -> Result<()> {
-                stream.start();
-                consume(index, &mut stream)?;
-                if !stream.fill_buf()?.is_empty() {
-                    bail!("its archive was not read to the end");
-                }
-                let found: Digest = digests.recv().context("hash it")?;
-                if found != *diff_id {
-                    bail!("its content is {found}, and its configuration says {diff_id}");
-                }
-                Ok(())
-            };
-            let mut one = one;
-            one().with_context(|| format!("layer {blob}"))?;
+            stream.ended = false;
+            one(&mut stream, |stream| consume(index, stream), &digests, diff_id)
+                .with_context(|| format!("layer {blob}"))?;
         }
         Ok(())
     })
+}
+
+/// The consumer's part of one layer, and the comparison of what it was.
+fn one(
+    stream: &mut Stream,
+    consume: impl FnOnce(&mut Stream) -> Result<()>,
+    digests: &Receiver<Digest>,
+    diff_id: &Digest,
+) -> Result<()> {
+    consume(stream)?;
+    if !stream.fill_buf()?.is_empty() {
+        bail!("its archive was not read to the end");
+    }
+    let found = digests.recv().context("hash it")?;
+    if found != *diff_id {
+        bail!("its content is {found}, and its configuration says {diff_id}");
+    }
+    Ok(())
 }
 
 /// Where the inflating thread's output goes.
@@ -220,11 +224,6 @@ impl Stream {
             at: 0,
             ended: false,
         }
-    }
-
-    /// Go on to the next layer.
-    fn start(&mut self) {
-        self.ended = false;
     }
 }
 

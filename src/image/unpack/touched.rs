@@ -25,8 +25,8 @@ impl Touched {
         if self.recent.len() >= RECENT {
             self.sorted.reserve_exact(self.recent.len());
             self.sorted.extend(self.recent.drain());
-            // Two sorted runs and a short one: close to linear.
-            self.sorted.sort_unstable();
+            // A stable sort finds the sorted run and merges the rest into it.
+            self.sorted.sort();
             self.sorted.dedup();
         }
     }
