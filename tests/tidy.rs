@@ -50,6 +50,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hooks", &["sys"]),
     ("idmap", &[]),
     ("cgroup", &["sys"]),
+    // spec: a bundle's config.json begins as the one that `spec` writes. idmap: a layer's owners are mapped as the
+    // container's will be. Nothing else of the runtime: a container is started by starting the program.
+    ("image", &["idmap", "report", "spec", "sys"]),
     ("report", &["sys"]),
     ("sys", &[]),
 ];
@@ -83,9 +86,16 @@ const ABSENCES: &[(&str, &str, &str)] = &[
 /// Lines in a file of `src` or `tests`. A longer one has more than one subject.
 const LONGEST_FILE: usize = 1200;
 
-/// Bytes of the release binary on x86_64: what it has, and about a seventh more. Starting it is most of the cost that
-/// is our own.
-const LARGEST_BINARY: u64 = 5_600_000;
+/// Bytes of the runtime's release binary on x86_64: what it has, and about a seventh more. Starting it is most of the
+/// cost that is our own.
+const LARGEST_RUNTIME: u64 = 5_600_000;
+
+/// The same of the companion.
+const LARGEST_COMPANION: u64 = 6_500_000;
+
+/// Words of the companion and of what it rests on. None is in the runtime: they share a library, and the linker takes
+/// into each program only what it reaches.
+const COMPANION_ONLY: &[&str] = &["index.json", "indicatif", "oci-layout", "zstd"];
 
 #[test]
 fn rooms_name_only_the_rooms_they_may() {
@@ -142,8 +152,12 @@ fn rooms_go_without_what_their_rules_exclude() {
 }
 
 #[test]
-fn no_thread_is_started() {
+fn no_thread_is_started_outside_the_companion() {
     for file in sources() {
+        // It has threads for what it unpacks, and none before it enters a user namespace.
+        if room_of(&file).as_deref() == Some("image") {
+            continue;
+        }
         let code = code_of(&file);
         // Tests have threads of their own.
         let program = code.split("#[cfg(test)]").next().unwrap_or_default();
@@ -186,21 +200,24 @@ fn unsafe_stands_only_in_sys_and_says_why_it_is_sound() {
 }
 
 #[test]
-fn every_file_of_the_runtime_tests_is_registered() {
-    let main = read(&root().join("tests/runtime/main.rs"));
-    for file in files_below(&root().join("tests/runtime")) {
-        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-        if name == "main" {
-            continue;
+fn every_file_of_the_integration_tests_is_registered() {
+    for binary in ["runtime", "image"] {
+        let folder = root().join("tests").join(binary);
+        let main = read(&folder.join("main.rs"));
+        for file in files_below(&folder) {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            if name == "main" || file.parent() != Some(folder.as_path()) {
+                continue;
+            }
+            let registered = main
+                .lines()
+                .any(|line| line.trim() == format!("mod {name};"));
+            assert!(
+                registered,
+                "{}: no `mod {name};` in tests/{binary}/main.rs, so it never runs",
+                shown(&file).display()
+            );
         }
-        let registered = main
-            .lines()
-            .any(|line| line.trim() == format!("mod {name};"));
-        assert!(
-            registered,
-            "{}: no `mod {name};` in tests/runtime/main.rs, so it never runs",
-            shown(&file).display()
-        );
     }
 }
 
@@ -225,14 +242,41 @@ fn binary_is_one_static_file() {
 }
 
 #[test]
-fn release_binary_stays_small() {
-    let Some(path) = release_binary() else { return };
-    let size = fs::metadata(&path).unwrap().len();
-    assert!(
-        size <= LARGEST_BINARY,
-        "{}: {size} bytes, more than {LARGEST_BINARY}",
-        path.display()
-    );
+fn release_binaries_stay_small() {
+    for (path, most) in [
+        (release(built(), "RUNTIME"), LARGEST_RUNTIME),
+        (release(companion(), "PELAGOS_IMAGE"), LARGEST_COMPANION),
+    ] {
+        let Some(path) = path else { continue };
+        let size = fs::metadata(&path).unwrap().len();
+        assert!(
+            size <= most,
+            "{}: {size} bytes, more than {most}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_of_the_companion_is_in_the_runtime() {
+    let has = |program: &Path, word: &str| {
+        let bytes = fs::read(program).unwrap();
+        memmem(&bytes, word.as_bytes())
+    };
+    if let Some(runtime) = release(built(), "RUNTIME") {
+        for word in COMPANION_ONLY {
+            assert!(!has(&runtime, word), "{}: {word:?}", runtime.display());
+        }
+    }
+    if let Some(companion) = release(companion(), "PELAGOS_IMAGE") {
+        for word in COMPANION_ONLY {
+            assert!(
+                has(&companion, word),
+                "{word:?} is no word of {}: choose another",
+                companion.display()
+            );
+        }
+    }
 }
 
 #[test]
@@ -294,19 +338,24 @@ fn source_files_have_one_subject_each() {
 
 #[test]
 fn every_verb_has_its_file_and_stands_in_the_readme() {
-    let verbs = verbs();
-    assert!(
-        verbs.contains(&"create".to_owned()),
-        "{verbs:?} are not the verbs of --help"
-    );
     let readme = read(&root().join("README.md"));
-    for verb in verbs {
-        let file = root().join(format!("src/cli/{verb}.rs"));
-        assert!(file.is_file(), "{verb}: no src/cli/{verb}.rs");
+    for (program, folder, known) in [
+        (built(), "src/cli", "create"),
+        (companion(), "src/image/cli", "import"),
+    ] {
+        let verbs = verbs(&program);
         assert!(
-            readme.contains(&format!("`{verb}`")),
-            "{verb}: not in README.md"
+            verbs.contains(&known.to_owned()),
+            "{verbs:?} are not the verbs of --help"
         );
+        for verb in verbs {
+            let file = root().join(format!("{folder}/{verb}.rs"));
+            assert!(file.is_file(), "{verb}: no {folder}/{verb}.rs");
+            assert!(
+                readme.contains(&format!("`{verb}`")),
+                "{verb}: not in README.md"
+            );
+        }
     }
 }
 
@@ -401,7 +450,8 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
-/// The room that a file belongs to. `lib.rs` and `main.rs` are the doors of the house and in none.
+/// The room that a file belongs to. `lib.rs`, `main.rs` and what is in `bin` are the doors of the house and in none;
+/// neither is `fuzz.rs`, the door that only the fuzz targets see.
 fn room_of(file: &Path) -> Option<String> {
     let shown = shown(file);
     let first = shown.strip_prefix("src").unwrap().components().next()?;
@@ -409,7 +459,7 @@ fn room_of(file: &Path) -> Option<String> {
         .file_stem()?
         .to_string_lossy()
         .into_owned();
-    (!["lib", "main"].contains(&name.as_str())).then_some(name)
+    (!["lib", "main", "bin", "fuzz"].contains(&name.as_str())).then_some(name)
 }
 
 /// Names of files in backticks, such as `room/file.rs`.
@@ -503,20 +553,37 @@ fn built() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_pelagos"))
 }
 
-/// The optimised binary: the one built with this test, or the one that `make test` has tested (`RUNTIME`).
-fn release_binary() -> Option<PathBuf> {
+fn companion() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_pelagos-image"))
+}
+
+/// The optimised program: the one built with this test, or the one that `make test` has tested and that `variable`
+/// names.
+fn release(built: PathBuf, variable: &str) -> Option<PathBuf> {
     if !cfg!(debug_assertions) {
-        return Some(built());
+        return Some(built);
     }
-    let named = PathBuf::from(std::env::var_os("RUNTIME")?);
-    (named.ends_with("release/pelagos") && named.is_file()).then_some(named)
+    let named = PathBuf::from(std::env::var_os(variable)?);
+    let same = named.file_name() == built.file_name();
+    let optimised = named.parent().is_some_and(|dir| dir.ends_with("release"));
+    (same && optimised && named.is_file()).then_some(named)
 }
 
 fn binaries() -> BTreeSet<PathBuf> {
-    [Some(built()), release_binary()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        Some(built()),
+        Some(companion()),
+        release(built(), "RUNTIME"),
+        release(companion(), "PELAGOS_IMAGE"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Whether `bytes` hold `word`.
+fn memmem(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
 }
 
 /// The types of the program headers of a 64-bit ELF file in native byte order (elf(5)).
@@ -533,10 +600,13 @@ fn program_headers(bytes: &[u8]) -> Vec<u32> {
 }
 
 /// The verbs that `--help` lists.
-fn verbs() -> Vec<String> {
-    let output = Command::new(built()).arg("--help").output().unwrap();
+fn verbs(program: &Path) -> Vec<String> {
+    let output = Command::new(program).arg("--help").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let commands = text.lines().skip_while(|line| *line != "COMMANDS:").skip(1);
+    let commands = text
+        .lines()
+        .skip_while(|line| !line.eq_ignore_ascii_case("commands:"))
+        .skip(1);
     commands
         .take_while(|line| !line.trim().is_empty())
         .filter_map(|line| line.split_whitespace().next())
