@@ -41,3 +41,9 @@ pub fn runtime() -> std::process::ExitCode {
 pub fn image() -> std::process::ExitCode {
     image::main()
 }
+
+/// The parsers, for the fuzz targets in `tests/fuzz`; no part of what the package offers.
+#[cfg(feature = "_fuzz")]
+pub mod fuzz {
+    pub use crate::image::fuzz::{manifest, reference, tar};
+}

@@ -450,8 +450,7 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
-/// The room that a file belongs to. `lib.rs`, `main.rs` and what is in `bin` are the doors of the house and in none;
-/// neither is `fuzz.rs`, the door that only the fuzz targets see.
+/// The room that a file belongs to. `lib.rs`, `main.rs` and what is in `bin` are the doors of the house and in none.
 fn room_of(file: &Path) -> Option<String> {
     let shown = shown(file);
     let first = shown.strip_prefix("src").unwrap().components().next()?;
@@ -459,7 +458,7 @@ fn room_of(file: &Path) -> Option<String> {
         .file_stem()?
         .to_string_lossy()
         .into_owned();
-    (!["lib", "main", "bin", "fuzz"].contains(&name.as_str())).then_some(name)
+    (!["lib", "main", "bin"].contains(&name.as_str())).then_some(name)
 }
 
 /// Names of files in backticks, such as `room/file.rs`.

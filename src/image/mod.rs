@@ -69,6 +69,9 @@ mod cli;
 mod output;
 mod progress;
 
+#[cfg(feature = "_fuzz")]
+pub(crate) mod fuzz;
+
 /// The program: parse the command line, carry out one verb, report its outcome as an exit code.
 pub(crate) fn main() -> std::process::ExitCode {
     cli::main()
