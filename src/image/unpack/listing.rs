@@ -125,7 +125,10 @@ fn apply(line: &[u8], paths: &mut BTreeMap<Vec<u8>, Line>) -> Result<()> {
             let below = [&path[..], b"/"].concat();
             // '0' is what comes after '/'.
             let after = [&path[..], b"0"].concat();
-            let gone: Vec<_> = paths.range(below..after).map(|(path, _)| path.clone()).collect();
+            let gone: Vec<_> = paths
+                .range(below..after)
+                .map(|(path, _)| path.clone())
+                .collect();
             for path in gone.iter().chain([&path]) {
                 paths.remove(path);
             }

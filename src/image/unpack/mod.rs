@@ -2,12 +2,17 @@
 
 mod archive;
 mod attributes;
+mod extract;
+pub(crate) mod listing;
+mod lower;
 mod names;
 mod pipeline;
+pub(crate) mod place;
 mod touched;
+mod tree;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use anyhow::Result;
@@ -18,6 +23,9 @@ use super::digest::Digest;
 use super::manifest::Descriptor;
 use super::progress::Progress;
 use super::store::Durability;
+
+use extract::Extraction;
+use listing::Listing;
 
 /// One layer to be unpacked.
 pub(crate) struct Layer {
@@ -103,8 +111,9 @@ pub(crate) fn flat(
     options: &Options,
     progress: &Progress,
 ) -> Result<Report> {
-    let _ = (target, layers, options, progress);
-    anyhow::bail!("unpacking is not there yet")
+    let mut extraction = Extraction::new(target, &[], options, Listing::new(None))?;
+    pipeline::run(layers, progress, |_, stream| extraction.layer(stream))?;
+    extraction.finish()
 }
 
 /// Unpack one layer into the empty directory `target` as a lower directory of overlayfs, over the layers `parents`,
@@ -120,12 +129,19 @@ pub(crate) fn overlay(
     listing: &mut dyn Write,
     progress: &Progress,
 ) -> Result<Report> {
-    let _ = (target, parents, layer, options, listing, progress);
-    anyhow::bail!("unpacking is not there yet")
+    let mut extraction = Extraction::new(target, parents, options, Listing::new(Some(listing)))?;
+    pipeline::run(vec![layer], progress, |_, stream| extraction.layer(stream))?;
+    extraction.finish()
 }
 
 /// Check a layer's DiffID without unpacking it.
+///
+/// # Errors
+/// The blob cannot be read or decompressed, or is another.
 pub(crate) fn verify_diff_id(layer: Layer) -> Result<()> {
-    let _ = layer;
-    anyhow::bail!("unpacking is not there yet")
+    let quiet = Progress::new(true);
+    pipeline::run(vec![layer], &quiet, |_, stream| {
+        io::copy(stream, &mut io::sink())?;
+        Ok(())
+    })
 }

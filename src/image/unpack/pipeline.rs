@@ -92,8 +92,13 @@ pub(super) fn run(
         let mut stream = Stream::new(from_inflater);
         for (index, (blob, diff_id)) in wanted.iter().enumerate() {
             stream.ended = false;
-            one(&mut stream, |stream| consume(index, stream), &digests, diff_id)
-                .with_context(|| format!("layer {blob}"))?;
+            one(
+                &mut stream,
+                |stream| consume(index, stream),
+                &digests,
+                diff_id,
+            )
+            .with_context(|| format!("layer {blob}"))?;
         }
         Ok(())
     })

@@ -189,7 +189,7 @@ impl<'t> Tree<'t> {
         self.entered = None;
         let mut rest: Vec<Vec<u8>> = Vec::new();
         push_components(&mut rest, parent);
-        let mut depth = 0;
+        let mut depth = 0usize;
         let mut links = 0;
         while let Some(name) = rest.pop() {
             if name == b".." {
@@ -253,7 +253,10 @@ impl<'t> Tree<'t> {
                 let frame = Frame::open(fd, name.to_vec())?;
                 self.push(frame)?;
                 if let Some(mark) = &self.mark
-                    && matches!(attribute::get(self.top().fd.as_fd(), mark).as_deref(), Ok(b"y"))
+                    && matches!(
+                        attribute::get(self.top().fd.as_fd(), mark).as_deref(),
+                        Ok(b"y")
+                    )
                 {
                     self.top_mut().hides = true;
                 }
@@ -371,7 +374,11 @@ impl<'t> Tree<'t> {
     /// Note that the directory entered has been given `attributes`.
     pub(super) fn set_top(&mut self, attributes: &Attributes) {
         let setgid = attributes.mode & 0o2000 != 0;
-        let group = if setgid { attributes.gid } else { self.given.gid };
+        let group = if setgid {
+            attributes.gid
+        } else {
+            self.given.gid
+        };
         let root = self.is_at_root();
         let frame = self.top_mut();
         frame.mtime = (!root).then_some(attributes.mtime);
@@ -463,8 +470,7 @@ impl<'t> Tree<'t> {
                     Ok(()) | Err(Errno::ENODATA) => {}
                     Err(error) => {
                         let name = name.to_string_lossy();
-                        return Err(error)
-                            .with_context(|| format!("remove the attribute {name}"));
+                        return Err(error).with_context(|| format!("remove the attribute {name}"));
                     }
                 }
             }
