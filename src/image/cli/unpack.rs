@@ -48,7 +48,7 @@ pub(super) struct Unpack {
     no_devices: bool,
 
     /// Refuse an image whose files are larger in all, such as 20GB [default: 1TiB]
-    #[arg(long, value_name = "SIZE", value_parser = crate::image::prune::filter::size)]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
     max_size: Option<u64>,
 
     /// Refuse an image of more files and directories [default: 10000000]
@@ -61,10 +61,7 @@ impl Unpack {
         let own_maps = self.maps();
         let ids = match own_maps {
             Some(maps) => Ids::Mapped(maps),
-            None => {
-                userns::enter(userns::Wanted::default())?;
-                userns::ids()
-            }
+            None => Ids::AsStored,
         };
         let store = Store::open(&global.root, global.durability)?;
         let lease = store.lease("unpack")?;
@@ -144,6 +141,21 @@ fn image_layers(store: &Store, image: &Image) -> Result<Vec<Layer>> {
         .collect()
 }
 
+fn size(text: &str) -> Result<u64> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => 1,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => bail!("{text:?} is not a size such as 500MB"),
+    };
+    let number: u64 = number.parse()?;
+    number.checked_mul(factor).context("too large")
+}
+
 fn say(report: &Report) {
     for line in report.warnings.iter().chain(&report.skipped) {
         report::warn(format_args!("{line}"));
@@ -165,9 +177,16 @@ impl FromStr for Mapping {
         let [container, host, length] = numbers[..] else {
             bail!("not of the form CONTAINER:HOST:LENGTH");
         };
-        let last = |first: u32| length.checked_sub(1).and_then(|more| first.checked_add(more));
+        let last = |first: u32| {
+            length
+                .checked_sub(1)
+                .and_then(|more| first.checked_add(more))
+        };
         // The last id stands for none.
-        if [last(container), last(host)].iter().any(|last| matches!(last, None | Some(u32::MAX))) {
+        if [last(container), last(host)]
+            .iter()
+            .any(|last| matches!(last, None | Some(u32::MAX)))
+        {
             bail!("the range is empty or leaves the ids");
         }
         Ok(Self(Range {
@@ -193,7 +212,16 @@ mod tests {
                 length: 65536
             }
         );
-        for bad in ["", "0", "0:1", "0:1:2:3", "0:-1:1", "0:0:0", "1:4294967295:1", "5:0:4294967291"] {
+        for bad in [
+            "",
+            "0",
+            "0:1",
+            "0:1:2:3",
+            "0:-1:1",
+            "0:0:0",
+            "1:4294967295:1",
+            "5:0:4294967291",
+        ] {
             assert!(bad.parse::<Mapping>().is_err(), "{bad}");
         }
     }

@@ -154,7 +154,8 @@ fn hold(parent: BorrowedFd, name: &OsStr) -> Result<Option<Flock<File>>> {
     };
     let held = fstat(&*dir)?;
     let there = look(parent, name)?;
-    let same = there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino));
+    let same =
+        there.is_some_and(|there| (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino));
     Ok(same.then_some(dir))
 }
 
