@@ -1,6 +1,6 @@
 //! Layers to trees: the tar reader, and the extractor that works through directory descriptors alone.
 
-mod archive;
+pub(crate) mod archive;
 mod attributes;
 mod extract;
 pub(crate) mod listing;
