@@ -3,6 +3,7 @@
 //! It reads bytes and makes entries; it opens nothing. Where writers are careless it reads as Go's `archive/tar` does, with
 //! which other engines read layers; what would let two readers see two archives is refused.
 
+mod content;
 mod fields;
 mod pax;
 mod sparse;
