@@ -1,6 +1,8 @@
 //! From an index to the manifest for one platform.
 
 use std::collections::BTreeSet;
+use std::error::Error;
+use std::fmt;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -32,14 +34,29 @@ pub(crate) fn choose(
     if let Some((_, found)) = search.nearest {
         return Ok(found);
     }
-    if search.platforms.is_empty() {
-        bail!("no image for {want}: the index lists no image at all");
-    }
-    bail!(
-        "no image for {want}; there is {}",
-        search.platforms.join(", ")
-    );
+    Err(NoSuchPlatform::new(want, &search.platforms).into())
 }
+
+/// There is no image for the platform that is wanted. Says which there are.
+#[derive(Debug)]
+pub(crate) struct NoSuchPlatform(String);
+
+impl NoSuchPlatform {
+    pub(crate) fn new(want: &Platform, there: &[String]) -> Self {
+        Self(match there {
+            [] => format!("no image for {want}: there is no image at all"),
+            _ => format!("no image for {want}; there is {}", there.join(", ")),
+        })
+    }
+}
+
+impl fmt::Display for NoSuchPlatform {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl Error for NoSuchPlatform {}
 
 struct Search<'call> {
     want: &'call Platform,

@@ -10,7 +10,7 @@ use serde::{Deserialize, de::Error as _};
 use super::LARGEST_DOCUMENT;
 
 /// Read one document. Errors name the member. serde_json itself refuses nesting deeper than 128.
-pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     if bytes.len() as u64 > LARGEST_DOCUMENT {
         bail!(
             "{} bytes long, and {LARGEST_DOCUMENT} is the most that is read",

@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use json::nullable;
 
-pub(crate) use choose::{DEEPEST_INDEX, choose};
+pub(crate) use json::read as read_json;
+
+pub(crate) use choose::{DEEPEST_INDEX, NoSuchPlatform, choose};
 pub(crate) use config::{Config, Execution};
 pub(crate) use platform::Platform;
 

@@ -16,7 +16,7 @@ use crate::sys::path::{file_type, open_no_links};
 
 use super::super::digest::Digest;
 use super::super::manifest::{Descriptor, LARGEST_DOCUMENT};
-use super::{Durability, Kind, Lease, Store, stat_at};
+use super::{Durability, Kind, Lease, Stage, Store, stat_at};
 
 /// Bytes that are read, hashed and written at a time.
 const CHUNK: usize = 256 << 10;
@@ -143,6 +143,33 @@ impl Store {
             size: written,
             fresh: true,
         })
+    }
+
+    /// Put content that was written to `name` in a staging directory, and hashed there.
+    pub(crate) fn put_staged(
+        &self,
+        lease: &Lease,
+        stage: &Stage,
+        name: &str,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Put> {
+        let context = || format!("store blob {digest}");
+        lease.hold(Kind::Blob, &digest.to_string())?;
+        let dir = self.subdirectory(&format!("blobs/{}", digest.algorithm().name()))?;
+        if self.durability() == Durability::Fsync {
+            let file = openat(stage.dir(), name, OFlag::O_RDONLY, Mode::empty());
+            fsync(file.with_context(context)?).with_context(context)?;
+        }
+        let _moment = self.shared()?;
+        if self.blob_size(digest)? == Some(size) {
+            return Ok(Put { size, fresh: false });
+        }
+        renameat(stage.dir(), name, &dir, digest.hex()).with_context(context)?;
+        if self.durability() == Durability::Fsync {
+            fsync(&dir).with_context(context)?;
+        }
+        Ok(Put { size, fresh: true })
     }
 
     /// Put a document that we made.

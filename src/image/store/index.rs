@@ -90,6 +90,16 @@ impl Names {
         Ok(())
     }
 
+    /// Add `target` without a name, unless an entry for it is there: what refers to an image, such as a signature.
+    pub(crate) fn keep(&mut self, target: &Descriptor) -> Result<()> {
+        let digest = target.digest.to_string();
+        if !self.entries.iter().any(|entry| entry["digest"] == digest) {
+            self.entries.push(serde_json::to_value(target)?);
+            self.changed = true;
+        }
+        Ok(())
+    }
+
     /// Take the name away from everything that has it: whether anything had.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         let before = self.entries.len();
