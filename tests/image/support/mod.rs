@@ -262,6 +262,24 @@ pub(crate) fn subordinate_ids(uid: u32, store: &Store) {
     }
 }
 
+/// An empty `/run/pelagos` for this thread and what it starts: containers of other tests, and the machine's own, are out of
+/// sight. After `requires!(root)` or `requires!(container)`; an ordinary user's state is in `XDG_RUNTIME_DIR`, and stays.
+pub(crate) fn own_state_root() {
+    if !needs::is_root() {
+        return;
+    }
+    let place = Path::new("/run/pelagos");
+    fs::create_dir_all(place).expect("/run/pelagos");
+    mount(
+        Some("none"),
+        place,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .expect("a tmpfs on /run/pelagos");
+}
+
 /// One call of the program: a builder, then [`Call::run`], [`Call::ok`], [`Call::killed_after`] or [`Call::spawn`].
 /// Standard input is empty unless told.
 pub(crate) struct Call {
