@@ -165,6 +165,10 @@ impl Manifest {
 
 /// What a manifest's bytes turned out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is looked at at a time, and most are manifests"
+)]
 pub(crate) enum Document {
     Index(Index),
     Manifest(Manifest),

@@ -16,7 +16,7 @@ use super::super::compression::{self, Compression};
 use super::super::digest::{Algorithm, Digest};
 use super::super::manifest::LARGEST_DOCUMENT;
 use super::super::output;
-use super::super::store::{Stage, random_name};
+use super::super::store::{Stage, random_name, unwritten};
 use super::super::unpack::archive::{Archive, Entry, Kind};
 use super::gather::{Checks, Passed};
 use super::naming::{self, Candidate};
@@ -211,7 +211,7 @@ fn spool(contents: &mut Contents, archive: &mut Archive<impl BufRead>) -> Result
             start.extend_from_slice(&piece[..count.min(BLOCK)]);
         }
         hasher.update(piece);
-        file.write_all(piece).context("write to staging")?;
+        file.write_all(piece).map_err(unwritten)?;
         size += count as u64;
     }
     Ok(Part::Spooled {

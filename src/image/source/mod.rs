@@ -113,7 +113,6 @@ fn run(session: &mut Session, source: &Source, wanted: &Wanted) -> Result<Vec<Im
     let request = Request {
         wanted,
         base: base.as_deref(),
-        shown: source.shown(),
     };
     let mut checks = Checks::default();
     let candidates = match source {
@@ -148,8 +147,6 @@ struct Request<'call> {
     wanted: &'call Wanted,
     /// The name of the file or directory without what says its form; none for a stream.
     base: Option<&'call str>,
-    /// The source, for messages.
-    shown: String,
 }
 
 /// Moves a bar as it is read.

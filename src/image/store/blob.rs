@@ -210,6 +210,17 @@ impl Store {
     }
 }
 
+/// The error of a write to the store, with what helps where the disk is full.
+pub(crate) fn unwritten(error: io::Error) -> anyhow::Error {
+    match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        Errno::ENOSPC | Errno::EDQUOT => anyhow::Error::new(error).context(Hinted::new(
+            "write",
+            "free some space, for example with `prune`",
+        )),
+        _ => anyhow::Error::new(error).context("write"),
+    }
+}
+
 fn copy_checked(
     from: &mut dyn Read,
     to: &mut File,
@@ -231,15 +242,7 @@ fn copy_checked(
             bail!("the content is longer than the {size} bytes that its descriptor says");
         }
         hasher.update(&buffer[..count]);
-        to.write_all(&buffer[..count]).map_err(|error| {
-            match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
-                Errno::ENOSPC | Errno::EDQUOT => anyhow::Error::new(error).context(Hinted::new(
-                    "write",
-                    "free some space, for example with `prune`",
-                )),
-                _ => anyhow::Error::new(error).context("write"),
-            }
-        })?;
+        to.write_all(&buffer[..count]).map_err(unwritten)?;
     }
     if let Some(size) = size.filter(|size| written != *size) {
         bail!("the content has {written} bytes, its descriptor says {size}");

@@ -12,7 +12,7 @@ mod measure;
 mod record;
 mod remove;
 
-pub(crate) use blob::Put;
+pub(crate) use blob::{Put, unwritten};
 pub(crate) use index::Names;
 pub(crate) use lease::{HeldLease, Kind, Lease, Stage};
 pub(crate) use lookup::Image;
