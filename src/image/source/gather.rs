@@ -15,6 +15,9 @@ use super::super::manifest::{
 use super::super::unpack::{self, Layer};
 use super::session::Session;
 
+/// The most layers that are checked at a time: each has 16 MiB of buffers.
+const MOST_CHECKS: usize = 3;
+
 /// Where blobs come from that are not in the store yet.
 pub(super) trait Content {
     /// Whether the source has the blob.
@@ -46,7 +49,8 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Check the DiffIDs of all layers, as many at a time as there are processors, the largest first.
+    /// Check the DiffIDs of all layers, the largest first, several at a time. Each check keeps two processors busy: one
+    /// inflates, one hashes.
     pub(super) fn verify(self, session: &Session) -> Result<()> {
         let mut layers: Vec<_> = self.layers.into_iter().collect();
         layers.sort_by_key(|(_, (descriptor, _))| std::cmp::Reverse(descriptor.size));
@@ -77,7 +81,8 @@ impl Checks {
                 bar.add(descriptor.size);
             }
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let threads = (processors / 2).clamp(1, MOST_CHECKS);
         thread::scope(|scope| {
             for _ in 1..threads.min(layers.len()) {
                 scope.spawn(work);
