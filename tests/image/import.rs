@@ -330,6 +330,26 @@ fn l_42_a_docker_archive_with_another_content_than_it_says_is_refused() {
 }
 
 #[test]
+fn l_42_a_second_name_of_a_file_is_a_link_in_an_archive() {
+    let store = Store::new();
+    let built = image("a").tag("a:1").build();
+    let mut tar = LayerBuilder::new();
+    let path = |digest: &String| format!("blobs/sha256/{}", hex(digest));
+    let first = &built.layers[0];
+    tar.file("./cache/base.tar.gz", &built.blobs[first], 0o644);
+    tar.hardlink(path(first), "./cache/base.tar.gz");
+    for (digest, bytes) in built.blobs.iter().filter(|(digest, _)| *digest != first) {
+        tar.file(path(digest), bytes, 0o644);
+    }
+    let index = json!({"schemaVersion": 2, "manifests": [built.named_descriptor()]});
+    tar.file("index.json", index.to_string(), 0o644);
+    tar.file("oci-layout", LAYOUT, 0o644);
+    fs::write(store.beside("a.tar"), tar.finish()).unwrap();
+    import(&store, &store.beside("a.tar")).ok();
+    assert_holds(&store, &[&built]);
+}
+
+#[test]
 fn what_is_no_image_is_refused_and_leaves_nothing() {
     let store = Store::new();
     let archive = image("a").tag("a:1").build().oci_archive();

@@ -71,6 +71,7 @@ pub(super) fn read(
     let document = |name| contents.documents.get(name);
     if let (Some(marker), Some(index)) = (document("oci-layout"), document("index.json")) {
         layout::check_version(marker)?;
+        contents.linked_blobs(session)?;
         let index = layout::parse_index(index)?;
         return naming::candidates(session, &Passed, &index, request, checks);
     }
@@ -131,10 +132,8 @@ fn one(
             "index.json" => return document(contents, "index.json", archive, entry),
             "manifest.json" => return document(contents, "manifest.json", archive, entry),
             _ => match blob(&path) {
-                Some(digest) => {
-                    put(session, &digest, archive, entry)?;
-                    Part::Blob(digest)
-                }
+                // Found again by its path.
+                Some(digest) => return put(session, &digest, archive, entry),
                 // Of an algorithm that nothing we read can name.
                 None if path.starts_with("blobs/") => return Ok(()),
                 None => spool(contents, archive)?,
@@ -257,16 +256,36 @@ fn resolved(path: &[u8]) -> Result<String> {
 }
 
 impl Contents<'_> {
+    /// Blobs that are links to other files: tar(1) writes the second name of a file so.
+    fn linked_blobs(&self, session: &mut Session) -> Result<()> {
+        for (path, part) in &self.parts {
+            let (Some(named), Part::Link(_)) = (blob(path), part) else {
+                continue;
+            };
+            if let Ok(Part::Spooled {
+                name, digest, size, ..
+            }) = self.part(path)
+                && digest == named
+            {
+                session.put_staged(&self.stage, &name, &digest, size)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What `path` is, links followed.
-    pub(super) fn part(&self, path: &str) -> Result<&Part> {
+    pub(super) fn part(&self, path: &str) -> Result<Part> {
         let shown = output::visible(path);
         let mut path = normal(path.as_bytes()).with_context(|| shown.clone().into_owned())?;
         // As many as the kernel follows.
         for _ in 0..40 {
             match self.parts.get(&path) {
                 Some(Part::Link(target)) => path.clone_from(target),
-                Some(part) => return Ok(part),
-                None => bail!("{shown}: missing"),
+                Some(part) => return Ok(part.clone()),
+                None => match blob(&path) {
+                    Some(digest) => return Ok(Part::Blob(digest)),
+                    None => bail!("{shown}: missing"),
+                },
             }
         }
         bail!("{shown}: too many links")

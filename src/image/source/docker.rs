@@ -166,17 +166,17 @@ fn one(
 /// Put what `path` names into the store, where it is not there yet: digest and size.
 fn put(session: &mut Session, contents: &Contents, path: &str) -> Result<(Digest, u64)> {
     match contents.part(path)? {
-        Part::Blob(digest) => match session.store.blob_size(digest)? {
-            Some(size) => Ok((digest.clone(), size)),
+        Part::Blob(digest) => match session.store.blob_size(&digest)? {
+            Some(size) => Ok((digest, size)),
             None => bail!("blob {digest}: missing"),
         },
         Part::Spooled {
             name, digest, size, ..
         } => {
-            if !session.has(digest)? {
-                session.put_staged(&contents.stage, name, digest, *size)?;
+            if !session.has(&digest)? {
+                session.put_staged(&contents.stage, &name, &digest, size)?;
             }
-            Ok((digest.clone(), *size))
+            Ok((digest, size))
         }
         Part::Link(_) => bail!("a link"),
     }
@@ -184,10 +184,10 @@ fn put(session: &mut Session, contents: &Contents, path: &str) -> Result<(Digest
 
 fn compression_of(session: &Session, contents: &Contents, path: &str) -> Result<Compression> {
     match contents.part(path)? {
-        Part::Spooled { compression, .. } => Ok(*compression),
+        Part::Spooled { compression, .. } => Ok(compression),
         Part::Blob(digest) => {
             let mut start = Vec::new();
-            let blob = session.store.open_blob(digest)?;
+            let blob = session.store.open_blob(&digest)?;
             blob.take(4).read_to_end(&mut start)?;
             Ok(super::super::compression::sniff(&start))
         }
