@@ -11,6 +11,7 @@ mod export;
 mod fsck;
 mod hostile;
 mod import;
+mod names;
 mod prune;
 mod registry;
 mod run;
