@@ -1,7 +1,6 @@
 //! A command that stays for the sake of one child: signals are passed on to it, and its end is the command's.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -89,9 +88,4 @@ impl Signals {
         }
         Ok(())
     }
-}
-
-/// An exit code as `main` returns it.
-pub(super) fn exit_code(code: u8) -> ExitCode {
-    ExitCode::from(code)
 }

@@ -18,7 +18,8 @@ use super::progress::Progress;
 use super::store::{
     Durability, Image, Kind, LayerForm, LayerRecord, Lease, SCHEMA, Store, measure, now,
 };
-use super::unpack::{self, Form, Ids, Layer, Limits, Options};
+use super::unpack::{self, Form, Layer, Limits, Options};
+use super::userns;
 
 /// Unpack those layers of `image` that the store has no tree of: the ChainIDs of all, base first.
 ///
@@ -96,8 +97,9 @@ fn one(
             LayerForm::Trusted => Form::Trusted,
             LayerForm::User => Form::User,
         },
-        ids: Ids::AsStored,
-        devices: true,
+        ids: userns::ids(),
+        // Only the machine's root makes device nodes.
+        devices: store.form() == LayerForm::Trusted,
         limits,
         durability: store.durability(),
     };

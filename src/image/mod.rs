@@ -57,6 +57,7 @@ pub(crate) mod unpack;
 
 mod bundle;
 mod export;
+mod foreground;
 mod fsck;
 mod layers;
 mod prune;

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -17,7 +18,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, User, getppid, setresgid, setresuid};
 
-use crate::idmap::{Maps, Range};
+use crate::idmap::{self, Maps, Range};
 use crate::report::{self, Hinted, debug};
 use crate::sys::process::{clone3, exit_now};
 
@@ -29,6 +30,14 @@ use super::unpack::Ids;
 pub(crate) struct Wanted {
     /// A mount namespace of its own. Root gets none here: its mounts are meant to be seen.
     pub(crate) mounts: bool,
+}
+
+/// Set in the process that goes on inside a namespace of our making.
+static ENTERED: AtomicBool = AtomicBool::new(false);
+
+/// Whether [`enter`] made the user namespace that this process is in.
+pub(crate) fn entered() -> bool {
+    ENTERED.load(Ordering::Relaxed)
 }
 
 /// Go on as root: at once for root, otherwise in a child inside a new user namespace.
@@ -84,6 +93,7 @@ fn begin(mapped: &File, signals: Signals, caller: u32, wanted: Wanted) -> Result
     if wanted.mounts {
         private_mounts()?;
     }
+    ENTERED.store(true, Ordering::Relaxed);
     signals.restore()
 }
 
@@ -215,16 +225,6 @@ fn parse_map(text: &str) -> Result<Vec<Range>> {
     text.lines().map(line).collect()
 }
 
-/// Whether this process is in the initial user namespace, where root is the machine's root.
-pub(crate) fn is_initial() -> Result<bool> {
-    let all = [Range {
-        container: 0,
-        host: 0,
-        length: u32::MAX,
-    }];
-    Ok(maps()?.uids == all)
-}
-
 /// The same ids on both sides: for a container whose user namespace lies inside the one of this process.
 pub(super) fn inside(maps: &Maps) -> Maps {
     let same = |ranges: &[Range]| {
@@ -257,7 +257,7 @@ fn only_one(ranges: &[Range]) -> bool {
 /// `$XDG_RUNTIME_DIR` is an ordinary user's, and stays so inside the user namespace.
 pub(crate) fn state_root() -> Result<std::path::PathBuf> {
     let shared = Path::new("/run/pelagos").to_path_buf();
-    if Uid::effective().is_root() && is_initial()? {
+    if Uid::effective().is_root() && idmap::in_initial_namespace()? {
         return Ok(shared);
     }
     let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
@@ -265,7 +265,11 @@ pub(crate) fn state_root() -> Result<std::path::PathBuf> {
         Some(dir) => Ok(Path::new(&dir).join("pelagos")),
         None => {
             let hint = "log in so that the system makes one, or name a directory of your own";
-            Err(Hinted::new("XDG_RUNTIME_DIR is not set: no place for containers' state", hint).into())
+            Err(Hinted::new(
+                "XDG_RUNTIME_DIR is not set: no place for containers' state",
+                hint,
+            )
+            .into())
         }
     }
 }
@@ -279,7 +283,11 @@ mod tests {
         let text = "alice:100000:65536\n1000:300000:10\nalice:200000:5\nbob:1:2\nalice:x:1\n\
                     alice:5\nalice:4294967295:2\nalice:7:0\n:9:9\n";
         for (name, uid, expected) in [
-            ("alice", 1000, vec![(100_000, 65_536), (300_000, 10), (200_000, 5)]),
+            (
+                "alice",
+                1000,
+                vec![(100_000, 65_536), (300_000, 10), (200_000, 5)],
+            ),
             ("bob", 1001, vec![(1, 2)]),
             ("", 1000, vec![(300_000, 10)]),
             ("", 7, vec![]),
@@ -309,11 +317,17 @@ mod tests {
     fn the_kernels_map_is_read_back() {
         let map = parse_map("         0       1000          1\n         1     100000      65536\n");
         let map = map.unwrap();
-        assert_eq!((map.len(), map[1].host, map[1].length), (2, 100_000, 65_536));
+        assert_eq!(
+            (map.len(), map[1].host, map[1].length),
+            (2, 100_000, 65_536)
+        );
         assert!(only_one(&map[..1]) && !only_one(&map));
         parse_map("0 1\n").unwrap_err();
         parse_map("a b c\n").unwrap_err();
-        let inner = inside(&Maps { uids: map.clone(), gids: map });
+        let inner = inside(&Maps {
+            uids: map.clone(),
+            gids: map,
+        });
         assert_eq!((inner.uids[1].container, inner.uids[1].host), (1, 1));
     }
 }

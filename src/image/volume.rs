@@ -1,1 +1,190 @@
-//! Named volumes.
+//! Named volumes: directories of the store that outlive the containers which mount them.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, mkdirat};
+
+use crate::report::Hinted;
+
+use super::bundle::containers::{Containers, mounts_from};
+use super::output::visible;
+use super::store::{HeldLease, Kind, SCHEMA, Store, VolumeRecord, now};
+
+/// The longest name, in bytes.
+const LONGEST_NAME: usize = 128;
+
+/// Whether `name` may name a volume: a letter or digit, then letters, digits, `_`, `.` and `-`. So it is no path, no
+/// option and no hidden file.
+///
+/// # Errors
+/// It may not.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let fine = name.len() <= LONGEST_NAME
+        && name.bytes().all(inner)
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if !fine {
+        bail!(
+            "volume {:?}: a name begins with a letter or a digit and has letters, digits, `_`, `.` and `-`, at most {LONGEST_NAME}",
+            visible(name)
+        );
+    }
+    Ok(())
+}
+
+/// How a volume comes about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    pub(crate) pinned: bool,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// Make the volume `name`, whose name is checked. False where there is one already, which stays as it is.
+///
+/// # Errors
+/// It cannot be made.
+pub(crate) fn create(store: &Store, name: &str, wishes: &Wishes) -> Result<bool> {
+    let _moment = store.shared()?;
+    let _alone = store.index_lock()?;
+    create_locked(store, name, wishes)
+}
+
+fn create_locked(store: &Store, name: &str, wishes: &Wishes) -> Result<bool> {
+    let context = || format!("volume {name}");
+    if store.volume_record(name)?.is_some() {
+        drop(content(store, name)?);
+        return Ok(false);
+    }
+    let volumes = store.subdirectory("volumes")?;
+    // 0755 as in the engines: which users of the container may write is for the image to say, which seeds it.
+    match mkdirat(&volumes, name, Mode::from_bits_truncate(0o755)) {
+        // A directory without a record is what a killed command left, or what somebody put there: it may hold something.
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno).with_context(context),
+    }
+    drop(content(store, name)?);
+    store.put_volume_record(&VolumeRecord {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        labels: wishes.labels.clone(),
+        pinned: wishes.pinned,
+        anonymous: false,
+        created: now(),
+    })?;
+    Ok(true)
+}
+
+/// The directory that holds what is in the volume.
+///
+/// # Errors
+/// It is not there, or is a link.
+pub(crate) fn content(store: &Store, name: &str) -> Result<OwnedFd> {
+    store
+        .subdirectory(&format!("volumes/{name}"))
+        .with_context(|| format!("volume {name}"))
+}
+
+/// Who uses the volume `name`, one sentence each.
+///
+/// # Errors
+/// A bundle's record, a lease or a container's state cannot be read: it may use it.
+pub(crate) fn users(
+    store: &Store,
+    leases: &[HeldLease],
+    containers: &Containers,
+    name: &str,
+) -> Result<Vec<String>> {
+    let mut users = Vec::new();
+    for record in store.bundle_records()? {
+        if record.volumes.iter().any(|volume| volume == name) {
+            users.push(format!("bundle {}", record.path.display()));
+        }
+    }
+    let path = store.volume_path(name);
+    for container in containers.all() {
+        if mounts_from(container, &path) {
+            users.push(format!("container {}", container.id));
+        }
+    }
+    for lease in leases {
+        let named = |(kind, id): &(Kind, String)| *kind == Kind::Volume && id == name;
+        if lease.items.iter().any(named) {
+            users.push(format!("running command `{}`", lease.purpose));
+        }
+    }
+    Ok(users)
+}
+
+/// Remove the volume `name` with all it holds.
+///
+/// # Errors
+/// There is none, or it is in use and `force` is not given, or it cannot be removed.
+pub(crate) fn remove(store: &Store, state_root: &Path, name: &str, force: bool) -> Result<()> {
+    check_name(name)?;
+    let trashed = {
+        // Alone, so that nobody begins to use it between the look and the removal.
+        let _alone = store.exclusive()?;
+        if store.volume_record(name)?.is_none() {
+            bail!("volume {name}: there is none of that name");
+        }
+        let containers = Containers::read(state_root)?;
+        let users = users(store, &store.leases()?, &containers, name)?;
+        if !users.is_empty() && !force {
+            let message = format!("volume {name}: used by {}", users.join(", "));
+            return Err(Hinted::new(message, "--force removes it all the same").into());
+        }
+        let _index = store.index_lock()?;
+        store.remove_volume_record(name)?;
+        store.discard(&format!("volumes/{name}"))?
+    };
+    if let Some(trashed) = trashed {
+        trashed.remove().with_context(|| format!("volume {name}"))?;
+    }
+    Ok(())
+}
+
+/// Open the content of a volume that is about to be mounted, making it when it is missing. True where it is new and empty.
+///
+/// The caller's lease holds it already.
+pub(crate) fn open(store: &Store, name: &str) -> Result<(OwnedFd, bool)> {
+    let fresh = create(store, name, &Wishes::default())?;
+    let dir = content(store, name)?;
+    let fresh = fresh && super::store::entries(dir.as_fd())?.is_empty();
+    Ok((dir, fresh))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_no_path_no_option_and_not_hidden() {
+        for name in ["a", "db-data", "A.b_c-1", "0", &"x".repeat(LONGEST_NAME)] {
+            check_name(name).unwrap();
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            ".x",
+            "-x",
+            "_x",
+            "a/b",
+            "a b",
+            "ä",
+            "a:b",
+            "a\n",
+            "a\u{1b}[1m",
+            &"x".repeat(LONGEST_NAME + 1),
+        ] {
+            check_name(name).expect_err(name);
+        }
+    }
+}

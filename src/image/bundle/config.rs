@@ -122,7 +122,9 @@ pub(super) fn write(contents: Contents<'_>) -> Result<Written> {
         "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
     });
     // The limits of whoever starts it hold; the template's 1024 files are fewer than many services open.
-    process.as_object_mut().map(|object| object.remove("rlimits"));
+    process
+        .as_object_mut()
+        .map(|object| object.remove("rlimits"));
     process["user"] = json!({"uid": user.uid, "gid": user.gid});
     if !user.additional.is_empty() {
         if matches!(caller, Caller::User(_)) {
@@ -182,14 +184,13 @@ fn namespaces(config: &mut Value, caller: &Caller, user: &User) -> Result<()> {
         &mut config["linux"]["namespaces"],
         vec![json!({"type": missing})],
     );
-    let shown = |ranges: &[Range]| {
-        let one = |range: &Range| json!({"containerID": range.container, "hostID": range.host, "size": range.length});
-        Value::from(ranges.iter().map(one).collect::<Vec<_>>())
-    };
-    config["linux"]["uidMappings"] = shown(&maps.uids);
-    config["linux"]["gidMappings"] = shown(&maps.gids);
+    config["linux"]["uidMappings"] = mappings(&maps.uids);
+    config["linux"]["gidMappings"] = mappings(&maps.gids);
     if let Some(mounts) = config["mounts"].as_array_mut() {
-        for options in mounts.iter_mut().filter_map(|mount| mount.get_mut("options")) {
+        for options in mounts
+            .iter_mut()
+            .filter_map(|mount| mount.get_mut("options"))
+        {
             if let Some(options) = options.as_array_mut() {
                 // The group tty of the terminals, which is a plain number to the kernel.
                 options.retain(|word| word != "gid=5" || to_host(&maps.gids, 5).is_some());
@@ -197,6 +198,16 @@ fn namespaces(config: &mut Value, caller: &Caller, user: &User) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One of the two maps as `linux` has it.
+pub(super) fn mappings(ranges: &[Range]) -> Value {
+    let one = |range: &Range| {
+        json!({
+            "containerID": range.container, "hostID": range.host, "size": range.length,
+        })
+    };
+    ranges.iter().map(one).collect()
 }
 
 /// conversion.md: Entrypoint, then Cmd. Who replaces the first drops the second.
@@ -359,7 +370,15 @@ mod tests {
         let path = format!("PATH={DEFAULT_PATH}");
         assert_eq!(
             config["process"]["env"],
-            json!(["HOME=/elsewhere", "EMPTY=", "B=a=b", "A=2", "C=3", path, "TERM=xterm"])
+            json!([
+                "HOME=/elsewhere",
+                "EMPTY=",
+                "B=a=b",
+                "A=2",
+                "C=3",
+                path,
+                "TERM=xterm"
+            ])
         );
         let bare = written(&image(), &Overrides::default(), Caller::Root(None));
         assert_eq!(bare["process"]["env"], json!([path, "HOME=/"]));
@@ -444,8 +463,7 @@ mod tests {
             uid: 10,
             ..User::default()
         };
-        let mut config: Value =
-            serde_json::from_str(&default_config(None, true)).unwrap();
+        let mut config: Value = serde_json::from_str(&default_config(None, true)).unwrap();
         let error = namespaces(&mut config, &Caller::Root(Some(maps)), &user).unwrap_err();
         assert!(error.to_string().contains("user 10"), "{error}");
     }
@@ -464,7 +482,12 @@ mod tests {
             11
         );
         let masked = config["linux"]["maskedPaths"].to_string();
-        for path in ["/proc/kcore", "/proc/keys", "/sys/firmware", "/proc/interrupts"] {
+        for path in [
+            "/proc/kcore",
+            "/proc/keys",
+            "/sys/firmware",
+            "/proc/interrupts",
+        ] {
             assert!(masked.contains(path), "{path}");
         }
         assert_eq!(config["root"], json!({"path": "rootfs", "readonly": false}));

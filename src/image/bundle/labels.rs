@@ -23,40 +23,109 @@ pub(crate) enum Labels {
 /// Beginnings of annotations that are acted on, and by whom.
 // CVE-2026-53488, CVE-2026-53492: a label reached the runtime as an order to run host commands and to inject devices.
 pub(super) const ACTED_ON: &[(&str, &str)] = &[
-    ("org.systemd.property.", "runc, crun, youki: properties of the unit"),
+    (
+        "org.systemd.property.",
+        "runc, crun, youki: properties of the unit",
+    ),
     ("org.criu.", "runc, crun: a configuration file for CRIU"),
-    ("run.oci.", "crun, youki: hooks' output, handlers, groups, seccomp"),
+    (
+        "run.oci.",
+        "crun, youki: hooks' output, handlers, groups, seccomp",
+    ),
     ("run.pelagos.", "pelagos: kept for it"),
     ("bundle", "runc: the bundle's place in its state"),
     ("cdi.k8s.io/", "engines and pelagos: devices of the host"),
-    ("nvidia.cdi.k8s.io/", "nvidia-container-runtime: devices of the host"),
-    ("module.wasm.image/", "crun, youki: run by a WebAssembly engine on the host"),
+    (
+        "nvidia.cdi.k8s.io/",
+        "nvidia-container-runtime: devices of the host",
+    ),
+    (
+        "module.wasm.image/",
+        "crun, youki: run by a WebAssembly engine on the host",
+    ),
     ("krun.", "krun: the virtual machine"),
     ("io.katacontainers.", "Kata: hypervisor, kernel and agent"),
-    ("dev.gvisor.", "runsc: flags, mounts and the root filesystem"),
+    (
+        "dev.gvisor.",
+        "runsc: flags, mounts and the root filesystem",
+    ),
     ("com.urunc.", "urunc: the unikernel to boot"),
-    ("io.microsoft.", "hcsshim: devices, host paths, virtual machines"),
-    ("aws.firecracker.", "firecracker-containerd: the virtual machine"),
-    ("io.kubernetes.cri.", "containerd's CRI, shims: which sandbox it belongs to"),
-    ("io.kubernetes.cri-o.", "CRI-O: devices, namespaces, cgroups"),
-    ("io.kubernetes.container.", "CRI-O, hooks: what the pod says"),
+    (
+        "io.microsoft.",
+        "hcsshim: devices, host paths, virtual machines",
+    ),
+    (
+        "aws.firecracker.",
+        "firecracker-containerd: the virtual machine",
+    ),
+    (
+        "io.kubernetes.cri.",
+        "containerd's CRI, shims: which sandbox it belongs to",
+    ),
+    (
+        "io.kubernetes.cri-o.",
+        "CRI-O: devices, namespaces, cgroups",
+    ),
+    (
+        "io.kubernetes.container.",
+        "CRI-O, hooks: what the pod says",
+    ),
     ("io.kubernetes.pod.", "CRI-O, hooks: what the pod says"),
-    ("cpu-load-balancing.crio.io", "CRI-O: scheduling on the host"),
+    (
+        "cpu-load-balancing.crio.io",
+        "CRI-O: scheduling on the host",
+    ),
     ("cpu-quota.crio.io", "CRI-O: limits"),
     ("cpu-shared.crio.io", "CRI-O: limits"),
     ("cpu-c-states.crio.io", "CRI-O: power states of the host"),
-    ("cpu-freq-governor.crio.io", "CRI-O: power states of the host"),
-    ("irq-load-balancing.crio.io", "CRI-O: interrupts of the host"),
-    ("seccomp-profile.kubernetes.cri-o.io", "CRI-O: the seccomp profile"),
-    ("io.containerd.", "containerd's shims: grouping, runtime options"),
-    ("containerd.io/", "containerd: snapshots and runtime options"),
-    ("io.podman.annotations.", "Podman: privileges, seccomp, init, limits"),
-    ("io.containers.", "Podman, seccomp tracing hook: programs on the host"),
-    ("rdt.resources.beta.kubernetes.io/", "engines: cache and bandwidth classes"),
-    ("blockio.resources.beta.kubernetes.io/", "engines: block I/O classes"),
-    ("seccomp.security.alpha.kubernetes.io/", "engines: the seccomp profile"),
-    ("container.seccomp.security.alpha.kubernetes.io/", "engines: the seccomp profile"),
-    ("container.apparmor.security.beta.kubernetes.io/", "engines: the AppArmor profile"),
+    (
+        "cpu-freq-governor.crio.io",
+        "CRI-O: power states of the host",
+    ),
+    (
+        "irq-load-balancing.crio.io",
+        "CRI-O: interrupts of the host",
+    ),
+    (
+        "seccomp-profile.kubernetes.cri-o.io",
+        "CRI-O: the seccomp profile",
+    ),
+    (
+        "io.containerd.",
+        "containerd's shims: grouping, runtime options",
+    ),
+    (
+        "containerd.io/",
+        "containerd: snapshots and runtime options",
+    ),
+    (
+        "io.podman.annotations.",
+        "Podman: privileges, seccomp, init, limits",
+    ),
+    (
+        "io.containers.",
+        "Podman, seccomp tracing hook: programs on the host",
+    ),
+    (
+        "rdt.resources.beta.kubernetes.io/",
+        "engines: cache and bandwidth classes",
+    ),
+    (
+        "blockio.resources.beta.kubernetes.io/",
+        "engines: block I/O classes",
+    ),
+    (
+        "seccomp.security.alpha.kubernetes.io/",
+        "engines: the seccomp profile",
+    ),
+    (
+        "container.seccomp.security.alpha.kubernetes.io/",
+        "engines: the seccomp profile",
+    ),
+    (
+        "container.apparmor.security.beta.kubernetes.io/",
+        "engines: the AppArmor profile",
+    ),
 ];
 
 /// The annotations, and the keys of the labels that were left out.

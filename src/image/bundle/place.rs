@@ -157,8 +157,21 @@ mod tests {
     #[test]
     fn no_image_gets_a_volume_over_the_root_or_the_kernels_file_systems() {
         let asked = [
-            "/", "", "..", "/proc", "/proc/self", "/sys/fs", "/dev", "/dev/shm", "/x/../proc",
-            "/data/b", "/data", "data", "/processes", "/data/a/..", "/a\0b",
+            "/",
+            "",
+            "..",
+            "/proc",
+            "/proc/self",
+            "/sys/fs",
+            "/dev",
+            "/dev/shm",
+            "/x/../proc",
+            "/data/b",
+            "/data",
+            "data",
+            "/processes",
+            "/data/a/..",
+            "/a\0b",
         ];
         let (places, refused) = of_image(&asked.map(str::to_owned));
         assert_eq!(
@@ -168,7 +181,15 @@ mod tests {
         assert_eq!(
             refused,
             [
-                "/", "", "..", "/proc", "/proc/self", "/sys/fs", "/dev", "/dev/shm", "/x/../proc",
+                "/",
+                "",
+                "..",
+                "/proc",
+                "/proc/self",
+                "/sys/fs",
+                "/dev",
+                "/dev/shm",
+                "/x/../proc",
                 "/a\0b"
             ]
         );
@@ -192,8 +213,16 @@ mod tests {
             assert_eq!(Wanted::parse(text).unwrap(), expected, "{text}");
         }
         for text in [
-            "db", "db:", "db:data", "/srv:/", "/srv:/a/..", ":/data", "..:/data", "a b:/data",
-            "db:ro", "-x:/data",
+            "db",
+            "db:",
+            "db:data",
+            "/srv:/",
+            "/srv:/a/..",
+            ":/data",
+            "..:/data",
+            "a b:/data",
+            "db:ro",
+            "-x:/data",
         ] {
             Wanted::parse(text).expect_err(text);
         }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -55,7 +55,7 @@ fn read(root: BorrowedFd, name: &str) -> Result<String> {
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
         Err(errno) => return Err(errno).with_context(context),
     };
-    let regular = |fd: &_| Ok(file_type(&fstat(fd)?) == SFlag::S_IFREG);
+    let regular = |fd: &OwnedFd| Ok::<_, Errno>(file_type(&fstat(fd)?) == SFlag::S_IFREG);
     if !regular(&handle).with_context(context)? {
         bail!("/{name} of the image is not a regular file");
     }
@@ -196,7 +196,7 @@ fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<User> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::fd::{AsFd as _, OwnedFd};
+    use std::os::fd::AsFd as _;
     use std::os::unix::fs::symlink;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
@@ -209,7 +209,8 @@ mod tests {
         4294967297:x:0:0:the same, too large:/root:\n\
         bob:x:1001:1001::relative:\n\
         short:x:5";
-    const GROUP: &str = "root:x:0:\nwww:x:34:web\nlogs:x:7:web,bob\nssl:x:6:bob, web\nover:x:2147483648:web\n";
+    const GROUP: &str =
+        "root:x:0:\nwww:x:34:web\nlogs:x:7:web,bob\nssl:x:6:bob, web\nover:x:2147483648:web\n";
 
     // L-47, L-48
     #[test]

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 
+use super::super::digest::Digest;
 use super::super::manifest::Descriptor;
 use super::Store;
 
@@ -106,6 +107,16 @@ impl Names {
         self.entries.retain(|entry| name_of(entry) != name);
         self.changed |= self.entries.len() != before;
         self.entries.len() != before
+    }
+
+    /// Take every entry that leads to `target` away, named or not: how many there were.
+    pub(crate) fn remove_target(&mut self, target: &Digest) -> usize {
+        let before = self.entries.len();
+        let target = target.to_string();
+        self.entries
+            .retain(|entry| entry["digest"].as_str() != Some(&target));
+        self.changed |= self.entries.len() != before;
+        before - self.entries.len()
     }
 }
 

@@ -1,0 +1,220 @@
+//! The end of bundles: removed on request, after a run, or as what a killed run left behind.
+//!
+//! The bundles of `run` stand in the store as `bundles/ID`, each locked by the command that made it and by the runtime it
+//! started, for as long as either lives. One whose lock is free, whose container does not exist and which nobody wanted to
+//! keep is a leftover.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, OFlag, fcntl, open, openat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
+
+use crate::report::{self, Hinted, debug};
+use crate::sys::path::open_no_links;
+
+use super::super::store::{BundleRecord, Store, entries, remove_tree};
+use super::containers::Containers;
+use super::overlay;
+
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+/// A file in the directory of a run that is to stay.
+const KEPT: &str = "kept";
+
+/// The registered bundle at `path`, which may be gone by now.
+pub(crate) fn by_path(store: &Store, path: &Path) -> Result<Option<BundleRecord>> {
+    let mut spellings: Vec<PathBuf> = Vec::new();
+    spellings.extend(path.canonicalize());
+    spellings.extend(super::new_path(path));
+    spellings.extend(std::path::absolute(path));
+    let records = store.bundle_records()?;
+    Ok(records
+        .into_iter()
+        .find(|record| spellings.contains(&record.path)))
+}
+
+/// Remove the bundle of `record`: its mount, its tree, and the record last. The bytes that became free.
+///
+/// # Errors
+/// A container of it exists and `force` is not given, or something cannot be removed; then the record stays.
+pub(crate) fn remove(
+    store: &Store,
+    containers: &Containers,
+    record: &BundleRecord,
+    force: bool,
+) -> Result<u64> {
+    let context = || format!("bundle {}", record.path.display());
+    let users: Vec<&str> = containers
+        .of_bundle(&record.path)
+        .map(|container| container.id.as_str())
+        .collect();
+    if !users.is_empty() {
+        let message = format!(
+            "bundle {}: container {} is made from it",
+            record.path.display(),
+            users.join(", ")
+        );
+        if !force {
+            let hint = "delete the container first, or remove the bundle all the same with --force";
+            return Err(Hinted::new(message, hint).into());
+        }
+        report::warn(format_args!("{message}"));
+    }
+    let freed = remove_directory(record, force).with_context(context)?;
+    store.remove_bundle_record(&record.id)?;
+    Ok(freed)
+}
+
+fn remove_directory(record: &BundleRecord, force: bool) -> Result<u64> {
+    let (Some(parent), Some(name)) = (record.path.parent(), record.path.file_name()) else {
+        bail!("its record names no directory");
+    };
+    let root = open("/", DIRECTORY, Mode::empty())?;
+    // Links on the way were resolved when it was made: one there now leads to somebody else's.
+    let parent = match open_no_links(root.as_fd(), parent, DIRECTORY) {
+        Ok(parent) => parent,
+        Err(Errno::ENOENT) if force => return Ok(0),
+        Err(Errno::ENOENT) => {
+            let hint = "is its disk mounted? --force forgets the bundle";
+            return Err(Hinted::new("the directory around it is gone", hint).into());
+        }
+        Err(errno) => return Err(errno.into()),
+    };
+    if fstat(&parent)?.st_dev != record.parent_device && !force {
+        let hint = "is its disk mounted? --force removes what is there";
+        return Err(Hinted::new("it was made on another disk than is there now", hint).into());
+    }
+    overlay::unmount(&record.path.join("rootfs"))?;
+    remove_tree(parent.as_fd(), name)
+}
+
+/// The directory of a run, ours alone as long as this or a process that inherited it lives.
+pub(crate) struct Claim {
+    pub(crate) path: PathBuf,
+    dir: Flock<File>,
+}
+
+impl Claim {
+    /// Let the next program that is started share the lock.
+    pub(crate) fn share(&self) -> Result<()> {
+        fcntl(&*self.dir, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map(drop)
+            .with_context(|| format!("share the lock of {}", self.path.display()))
+    }
+
+    /// Let no sweep remove it.
+    pub(crate) fn keep(&self) -> Result<()> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC;
+        openat(&*self.dir, KEPT, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map(drop)
+            .with_context(|| format!("keep {}", self.path.display()))
+    }
+}
+
+fn all_runs(store: &Store) -> Result<OwnedFd> {
+    match mkdirat(store.dir(), "bundles", Mode::S_IRWXU) {
+        Ok(()) | Err(Errno::EEXIST) => store.subdirectory("bundles"),
+        Err(errno) => Err(errno)
+            .with_context(|| format!("make directory {}", store.root().join("bundles").display())),
+    }
+}
+
+/// Make the directory of the run `id`.
+///
+/// # Errors
+/// Another run has that id, or had it and was kept.
+pub(crate) fn claim(store: &Store, id: &str) -> Result<Claim> {
+    let path = store.root().join("bundles").join(id);
+    let path = path.canonicalize().unwrap_or(path);
+    let context = || format!("make directory {}", path.display());
+    let runs = all_runs(store)?;
+    loop {
+        match mkdirat(&runs, id, Mode::S_IRWXU) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => {
+                let hint = "`rm` removes one that was kept; --name chooses another id";
+                let message = format!("{}: there is such a bundle already", path.display());
+                return Err(Hinted::new(message, hint).into());
+            }
+            Err(errno) => return Err(errno).with_context(context),
+        }
+        let dir = match openat(&runs, id, DIRECTORY, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::ENOENT) => continue,
+            Err(errno) => return Err(errno).with_context(context),
+        };
+        let dir = Flock::lock(File::from(dir), FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .with_context(context)?;
+        // Between its making and its lock a sweep may have taken it for a leftover.
+        if fstat(&*dir).with_context(context)?.st_nlink > 0 {
+            // As the kernel names it: what the runtime will write into its state.
+            let path = nix::fcntl::readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())
+                .with_context(context)?;
+            return Ok(Claim {
+                path: path.into(),
+                dir,
+            });
+        }
+    }
+}
+
+/// Remove what killed runs left. What cannot be removed is for the next sweep.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) fn sweep(store: &Store, state_root: &Path) -> Result<()> {
+    let runs = match store.subdirectory("bundles") {
+        Ok(runs) => runs,
+        Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let names = entries(runs.as_fd())?;
+    if names.is_empty() {
+        return Ok(());
+    }
+    let records = store.bundle_records()?;
+    for name in names {
+        if let Err(error) = sweep_one(store, state_root, &runs, &records, &name) {
+            debug!("bundles/{} stays: {error:#}", name.display());
+        }
+    }
+    Ok(())
+}
+
+fn sweep_one(
+    store: &Store,
+    state_root: &Path,
+    runs: &OwnedFd,
+    records: &[BundleRecord],
+    name: &OsStr,
+) -> Result<()> {
+    let dir = open_no_links(runs.as_fd(), Path::new(name), DIRECTORY)?;
+    let path: PathBuf =
+        nix::fcntl::readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())?.into();
+    let Ok(dir) = Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock) else {
+        return Ok(());
+    };
+    let kept = nix::sys::stat::fstatat(&*dir, KEPT, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+    // ORDER: after the lock. While a runtime holds it, a container may come into being.
+    let containers = Containers::read(state_root)?;
+    if kept != Err(Errno::ENOENT) || containers.of_bundle(&path).next().is_some() {
+        return Ok(());
+    }
+    debug!("remove leftover {}", path.display());
+    match records.iter().find(|record| record.path == path) {
+        Some(record) => remove(store, &containers, record, false).map(drop),
+        None => {
+            overlay::unmount(&path.join("rootfs"))?;
+            remove_tree(runs.as_fd(), name).map(drop)
+        }
+    }
+}
