@@ -8,6 +8,8 @@
 //! ├─ blobs/ALGORITHM/HEX         manifests, configs, layers, byte for byte as they came; 0600
 //! ├─ layers/HEX/                 an unpacked layer in overlay form, by the sha256 ChainID; nothing of ours inside
 //! ├─ volumes/NAME/               what a volume holds
+//! ├─ bundles/ID/                 the bundle of a running `run`, held by flock; on this file system, where overlays of
+//! │                              layers are known to work and what a container writes is not kept in memory
 //! ├─ records/
 //! │   ├─ store.json              schema version; overlay form of the layers (trusted or user xattrs)
 //! │   ├─ layers/HEX.json         the commit record of a layer: without it the tree does not count
@@ -44,7 +46,9 @@
 //! Content is written in staging, checked, synced as `--sync` says, renamed into place, and only then recorded. So at any
 //! moment: a name in index.json leads to complete content; a layer with a record is complete; a tree without a record, a
 //! staging directory or a lease whose lock is free, and everything in trash are leftovers, which the next command that
-//! opens the store to change it removes. Removal goes the other way: record first, then rename to trash, then unlink.
+//! opens the store to change it removes. So is a bundle of `run` whose lock is free, whose container does not exist and
+//! which was not to be kept: the next command that is about bundles removes it. Removal goes the other way: record first,
+//! then rename to trash, then unlink.
 
 pub(crate) mod digest;
 pub(crate) mod manifest;

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
+use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
@@ -16,7 +17,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Pid, Uid, User, getppid, setresgid, setresuid};
+use nix::unistd::{Gid, Pid, Uid, getppid, setresgid, setresuid};
 
 use crate::idmap::{self, Maps, Range};
 use crate::report::{self, Hinted, debug};
@@ -113,10 +114,12 @@ fn refusal(errno: Errno) -> anyhow::Error {
 /// The maps for the caller: itself as root, and its subordinate ids after it.
 fn wanted_maps() -> Result<Maps> {
     let (uid, gid) = (Uid::effective(), Gid::effective());
-    let name = User::from_uid(uid)
+    // Of users that are kept elsewhere the environment knows the name. It may lie: newuidmap asks for itself.
+    let name = std::fs::read_to_string("/etc/passwd")
         .ok()
-        .flatten()
-        .map_or_else(String::new, |user| user.name);
+        .and_then(|passwd| name_of(&passwd, uid.as_raw()))
+        .or_else(|| std::env::var("USER").ok())
+        .unwrap_or_default();
     let ranges = |path: &str| -> Result<Vec<(u32, u32)>> {
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(subordinate(&text, &name, uid.as_raw())),
@@ -128,9 +131,7 @@ fn wanted_maps() -> Result<Maps> {
     let tools = ["newuidmap", "newgidmap"];
     let missing = tools.into_iter().find(|tool| !in_path(tool));
     let single = |why: &str| {
-        report::warn(format_args!(
-            "{why}: all files of images get the caller's own ids"
-        ));
+        debug!("one id only: {why}");
         Maps {
             uids: map(uid.as_raw(), &[]),
             gids: map(gid.as_raw(), &[]),
@@ -145,6 +146,15 @@ fn wanted_maps() -> Result<Maps> {
             gids: map(gid.as_raw(), &gids),
         },
     })
+}
+
+/// The name of `uid` in /etc/passwd (passwd(5)).
+fn name_of(passwd: &str, uid: u32) -> Option<String> {
+    let line = passwd.lines().find(|line| {
+        let third = line.split(':').nth(2);
+        third.and_then(|field| field.parse().ok()) == Some(uid)
+    })?;
+    line.split(':').next().map(str::to_owned)
 }
 
 fn in_path(program: &str) -> bool {
@@ -240,10 +250,18 @@ pub(super) fn inside(maps: &Maps) -> Maps {
     }
 }
 
-/// How an unpacked file gets its owner here.
+/// How an unpacked file gets its owner here. Says once if that is not as the image has it.
 pub(crate) fn ids() -> Ids {
+    static SAID: Once = Once::new();
     match maps() {
-        Ok(maps) if only_one(&maps.uids) || only_one(&maps.gids) => Ids::Single,
+        Ok(maps) if only_one(&maps.uids) || only_one(&maps.gids) => {
+            SAID.call_once(|| {
+                report::warn(format_args!(
+                    "all files of images get the caller's own ids: there are no others in /etc/subuid and /etc/subgid, or newuidmap is not installed"
+                ));
+            });
+            Ids::Single
+        }
         _ => Ids::AsStored,
     }
 }
@@ -277,6 +295,13 @@ pub(crate) fn state_root() -> Result<std::path::PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_has_the_name_of_its_line() {
+        let passwd = "root:x:0:0::/:/bin/sh\nbob:x:10:5::/:/bin/sh\nalias:x:10:5::/:\n";
+        assert_eq!(name_of(passwd, 10).as_deref(), Some("bob"));
+        assert_eq!(name_of(passwd, 5), None);
+    }
 
     #[test]
     fn a_user_is_found_by_name_or_number_and_only_whole_lines_count() {

@@ -1,1 +1,178 @@
-//! Named volumes.
+//! Named volumes: made, listed, kept from those who would remove what is in use.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use serde_json::json;
+
+use crate::support::{ImageBuilder, Store, runtime_for};
+
+/// Nothing of the machine's containers: `/run` is this thread's own.
+fn own_run() {
+    let none = None::<&str>;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("tmpfs on /run");
+}
+
+#[test]
+fn volumes_are_created_listed_and_removed() {
+    let store = Store::new();
+    assert_eq!(
+        store.ok(["volume", "list", "--format", "json"]).json(),
+        json!([])
+    );
+    store.ok([
+        "volume", "create", "--pin", "--label", "tier=db", "-l", "x=", "b",
+    ]);
+    store.ok(["volume", "create", "a", "c"]);
+    let listed = store.ok(["volume", "list", "--format", "json"]).json();
+    let names: Vec<_> = listed
+        .as_array()
+        .expect("array")
+        .iter()
+        .map(|row| &row["name"])
+        .collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    let b = &listed[1];
+    assert_eq!(b["pinned"], true);
+    assert_eq!(b["labels"], json!({"tier": "db", "x": ""}));
+    assert_eq!(b["path"], store.path("volumes/b").to_str().expect("UTF-8"));
+    assert_eq!(b["usedBy"], json!([]));
+    let table = store.ok(["volume", "list"]).stdout;
+    assert!(
+        table.starts_with("NAME  PINNED  USED BY  CREATED"),
+        "{table}"
+    );
+
+    fs::write(store.path("volumes/a/file"), "x").expect("write");
+    store.ok(["volume", "rm", "a", "b"]);
+    assert_eq!(store.names("volumes"), ["c"]);
+    assert_eq!(store.names("records/volumes"), ["c.json"]);
+    store
+        .run(["volume", "rm", "a"])
+        .fails_with("volume a: there is none");
+    store.assert_nothing_left();
+}
+
+#[test]
+fn filters_choose_by_label() {
+    let store = Store::new();
+    store.ok(["volume", "create", "--label", "tier=db", "a"]);
+    store.ok(["volume", "create", "--label", "tier=web", "b"]);
+    store.ok(["volume", "create", "c"]);
+    let names = |filters: &[&str]| {
+        let mut args = vec!["volume", "list", "--format", "json"];
+        args.extend(filters);
+        let listed = store.ok(args).json();
+        let rows = listed.as_array().expect("array").iter();
+        rows.map(|row| row["name"].as_str().expect("name").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["--filter", "label=tier"]), ["a", "b"]);
+    assert_eq!(names(&["--filter", "label=tier=db"]), ["a"]);
+    assert_eq!(
+        names(&["--filter", "label=tier", "--filter", "label=tier=web"]),
+        ["b"]
+    );
+    assert_eq!(names(&["--filter", "label=none"]), [""; 0]);
+    store
+        .run(["volume", "list", "--filter", "name=a"])
+        .misused("label=KEY");
+}
+
+#[test]
+fn a_name_is_no_path_and_no_option_and_is_given_once() {
+    let store = Store::new();
+    for name in ["", ".", "..", "../x", "a/b", ".hidden", "a b", "a:b"] {
+        store
+            .run(["volume", "create", "--", name])
+            .fails_with("a name begins with");
+        store
+            .run(["volume", "rm", "--", name])
+            .fails_with("a name begins with");
+    }
+    store.ok(["volume", "create", "--label", "first=1", "v"]);
+    store.run(["volume", "create", "v"]).fails_with("already");
+    assert_eq!(
+        store.json("records/volumes/v.json")["labels"],
+        json!({"first": "1"})
+    );
+}
+
+// B-9
+#[test]
+fn a_volume_that_a_bundle_names_stays() {
+    let store = Store::new();
+    ImageBuilder::busybox()
+        .tag("bb:1")
+        .write_layout(&store.root);
+    let dir = store.beside("b");
+    let dir = dir.to_str().expect("UTF-8");
+    store.ok(["bundle", "--volume", "v:/data", "bb:1", dir]);
+    store
+        .run(["volume", "rm", "v"])
+        .fails_with(&format!("volume v: used by bundle {dir}"));
+    let listed = store.ok(["volume", "list", "--format", "json"]).json();
+    assert_eq!(listed[0]["usedBy"], json!([format!("bundle {dir}")]));
+    assert_eq!(listed[0]["pinned"], false);
+    store.ok(["volume", "rm", "--force", "v"]);
+    assert_eq!(store.names("volumes"), [""; 0]);
+    store.ok(["rm", dir]);
+}
+
+// B-9
+#[test]
+fn a_volume_that_a_container_in_any_state_names_stays() {
+    requires!(root);
+    own_run();
+    let store = Store::new();
+    ImageBuilder::busybox()
+        .tag("bb:1")
+        .write_layout(&store.root);
+    let dir = store.beside("b");
+    let dir = dir.to_str().expect("UTF-8");
+    store.ok(["bundle", "--volume", "v:/data", "bb:1", dir]);
+    let pelagos = |args: &[&str]| {
+        // Its container would hold a pipe open.
+        let done = Command::new(runtime_for(&store))
+            .args(args)
+            .stdout(Stdio::null())
+            .status()
+            .expect("runtime");
+        assert!(done.success(), "{args:?}");
+    };
+    pelagos(&["create", "--bundle", dir, "c-1"]);
+    pelagos(&["kill", "c-1", "KILL"]);
+    // The bundle is not what protects it.
+    store.ok(["rm", "--force", dir]);
+    store
+        .run(["volume", "rm", "v"])
+        .fails_with("volume v: used by container c-1");
+    // B-4: what cannot be read may use it.
+    fs::write("/run/pelagos/c-1/config.json", "{").expect("damage");
+    store.run(["volume", "rm", "v"]).fails_with("config.json");
+    pelagos(&["delete", "--force", "c-1"]);
+    store.ok(["volume", "rm", "v"]);
+}
+
+// S-13
+#[test]
+fn a_volumes_directory_that_is_a_link_is_refused() {
+    let store = Store::new();
+    store.ok(["volume", "create", "v"]);
+    let outside = store.beside("outside");
+    fs::create_dir(&outside).expect("directory");
+    fs::write(outside.join("precious"), "x").expect("file");
+    fs::remove_dir(store.path("volumes/v")).expect("remove");
+    std::os::unix::fs::symlink(&outside, store.path("volumes/v")).expect("link");
+    ImageBuilder::busybox()
+        .tag("bb:1")
+        .write_layout(&store.root);
+    store
+        .call(["bundle", "--volume", "v:/data", "bb:1"])
+        .arg(store.beside("b"))
+        .run()
+        .fails_with("volumes/v");
+    store.ok(["volume", "rm", "v"]);
+    assert!(outside.join("precious").exists());
+}

@@ -30,6 +30,9 @@ const CAPABILITIES: [&str; 11] = [
     "CAP_SYS_CHROOT",
 ];
 
+/// Nothing here is younger. COMPAT: crun before 1.9 refuses whatever is not 1.0.
+const VERSION: &str = "1.0.2";
+
 /// Masked beside what the template masks: power and timing of the host tell secrets of its other users.
 const MORE_MASKED: [&str; 2] = ["/proc/interrupts", "/sys/devices/virtual/powercap"];
 
@@ -107,6 +110,7 @@ pub(super) fn write(contents: Contents<'_>) -> Result<Written> {
     };
     let mut config: Value = serde_json::from_str(&template).context("read the template")?;
 
+    config["ociVersion"] = json!(VERSION);
     let mut env = environment(&execution.env, &overrides.env, &mut remarks)?;
     supply(&mut env, "PATH", DEFAULT_PATH);
     supply(&mut env, "HOME", user.home.as_deref().unwrap_or("/"));

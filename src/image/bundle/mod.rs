@@ -82,6 +82,17 @@ pub(crate) struct Request {
     /// For a container with a user namespace; only the machine's root can choose.
     pub(crate) maps: Option<Maps>,
     pub(crate) limits: Limits,
+    /// Nothing is said of what was left out.
+    pub(crate) quiet: bool,
+}
+
+impl Request {
+    /// Say what of the image was left out or done otherwise. Its words are the image's.
+    fn remark(&self, text: &str) {
+        if !self.quiet {
+            report::warn(format_args!("{}", visible(text)));
+        }
+    }
 }
 
 /// Where it is made, and for whom.
@@ -142,7 +153,7 @@ pub(crate) fn make(
         let mounted = mount_overlay(store, place, &record);
         match mounted {
             Err(error) if request.rootfs == Rootfs::Either && overlay::is_impossible(&error) => {
-                report::warn(format_args!(
+                request.remark(&format!(
                     "no overlay here, a tree is unpacked instead: {}",
                     report::sentence(&error)
                 ));
@@ -406,7 +417,7 @@ fn unpack_flat(
     let report = unpack::flat(rootfs, layers, &options, progress)
         .with_context(|| format!("image {}", image.shown()))?;
     for line in report.warnings.iter().chain(&report.skipped) {
-        report::warn(format_args!("{}", visible(line)));
+        request.remark(line);
     }
     Ok(())
 }
@@ -446,7 +457,7 @@ impl Maker<'_> {
         })
         .with_context(|| format!("image {}", image.shown()))?;
         for remark in &written.remarks {
-            report::warn(format_args!("{}", visible(remark)));
+            self.request.remark(remark);
         }
         let path = self.place.path.join("config.json");
         std::fs::OpenOptions::new()
@@ -510,9 +521,9 @@ impl Maker<'_> {
             mounts.push((settled, mount));
         }
         if !refused.is_empty() {
-            report::warn(format_args!(
+            self.request.remark(&format!(
                 "the image asks for volumes that cannot be: {}",
-                visible(&refused.join(", "))
+                refused.join(", ")
             ));
         }
         mounts.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -99,6 +99,7 @@ impl Options {
         image: String,
         args: Vec<String>,
         rootfs: Rootfs,
+        quiet: bool,
     ) -> Result<bundle::Request> {
         let maps = match (self.uid_map.is_empty(), self.gid_map.is_empty()) {
             (true, true) => None,
@@ -131,6 +132,7 @@ impl Options {
             volumes: self.volumes,
             maps,
             limits: Limits::default(),
+            quiet,
         })
     }
 }
@@ -142,7 +144,9 @@ impl Bundle {
         } else {
             Rootfs::Flat
         };
-        let request = self.options.request(self.image, self.args, rootfs)?;
+        let request = self
+            .options
+            .request(self.image, self.args, rootfs, global.quiet)?;
         let path = bundle::new_path(&self.dir)?;
         userns::enter(userns::Wanted { mounts: false })?;
         if self.overlay && userns::entered() {

@@ -62,13 +62,11 @@ impl Rm {
 fn remove_image(store: &Store, state_root: &Path, text: &str, force: bool) -> Result<String> {
     // Alone, so that nobody begins to use it between the look and the removal.
     let _alone = store.exclusive()?;
-    let (name, target) = store.find(text).with_context(|| {
-        if Path::new(text).is_dir() {
-            format!("{}: not a bundle of this store", visible(text))
-        } else {
-            "remove".to_owned()
-        }
-    })?;
+    let found = store.find(text);
+    if found.is_err() && Path::new(text).is_dir() {
+        bail!("{}: not a bundle of this store", visible(text));
+    }
+    let (name, target) = found?;
     let names: Vec<String> = store
         .names()?
         .into_iter()

@@ -54,7 +54,9 @@ impl Run {
             _ => Rootfs::Either,
         };
         let request = run::Request {
-            bundle: self.options.request(self.image, self.args, rootfs)?,
+            bundle: self
+                .options
+                .request(self.image, self.args, rootfs, global.quiet)?,
             runtime: self.runtime,
             id: self.name,
             keep: self.keep,
