@@ -1,18 +1,150 @@
 //! `prune`: what nothing needs, removed.
 
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
+use nix::unistd::Uid;
 
-use super::Global;
+use crate::image::output;
+use crate::image::prune::filter::{self, Filter};
+use crate::image::prune::plan::{Options, Plan};
+use crate::image::prune::report::Report;
+use crate::image::prune::{self, RuntimeRoots};
+use crate::image::store::Store;
+use crate::report::{self, Hinted};
 
-/// Remove what nothing needs
+use super::{Format, Global, print};
+
+/// Remove what nothing needs: cached blobs, orphan layers, what dead commands left
 #[derive(Args)]
-pub(super) struct Prune {}
+pub(super) struct Prune {
+    /// Also images that no container, bundle or running command uses
+    #[arg(long, short)]
+    all: bool,
+
+    /// Also volumes that none of them names, except pinned ones
+    #[arg(long)]
+    volumes: bool,
+
+    /// Only show what would be removed
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+
+    /// Keep what was referenced in the last DURATION, such as 24h or 7days
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = filter::grace)]
+    grace: u64,
+
+    /// Only what matches: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]; all of several have to match
+    #[arg(long = "filter", value_name = "FILTER")]
+    filters: Vec<Filter>,
+
+    /// Remove the longest unused first, and stop when the store takes no more than SIZE
+    #[arg(long, value_name = "SIZE", value_parser = filter::size)]
+    keep_storage: Option<u64>,
+
+    /// Go on though an image, bundle or container is damaged, and lose what only that leads to
+    #[arg(long)]
+    force_corrupt: bool,
+
+    /// A further state directory of the runtime, beside its usual one
+    #[arg(long = "runtime-root", value_name = "DIR")]
+    runtime_roots: Vec<PathBuf>,
+
+    /// The shape of the output
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
 
 impl Prune {
-    pub(super) fn run(self, _global: &Global) -> Result<ExitCode> {
-        bail!("prune is not there yet")
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        let asking = !self.dry_run && !self.yes;
+        if asking && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            let error = "nobody is there to be asked";
+            let hint = "say --yes to prune, or --dry-run to see what would go";
+            return Err(Hinted::new(error, hint).into());
+        }
+        let Some(store) = Store::existing(&global.root)? else {
+            let mut nothing = Report::of(&Plan::default());
+            nothing.dry_run = self.dry_run;
+            return self.show(&nothing).map(|()| ExitCode::SUCCESS);
+        };
+        let roots = RuntimeRoots::new(self.runtime_roots.clone());
+        let options = Options {
+            all: self.all,
+            volumes: self.volumes,
+            grace: self.grace,
+            filters: self.filters.clone(),
+            keep_storage: self.keep_storage,
+            force_corrupt: self.force_corrupt,
+        };
+        let plan = prune::plan(&store, &roots, &options)?;
+        let mut planned = Report::of(&plan);
+        planned.dry_run = self.dry_run;
+        if self.dry_run || (asking && !confirmed(&planned)?) {
+            if self.dry_run || self.format == Format::Json {
+                self.show(&planned)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let done = prune::sweep(&store, &plan, &roots, &options)?;
+        self.show(&done)?;
+        for failure in &done.failed {
+            report::warn(format_args!(
+                "{} {}: {}",
+                failure.sort.word(),
+                output::visible(&failure.id),
+                failure.error
+            ));
+        }
+        match done.failed.len() {
+            0 => Ok(ExitCode::SUCCESS),
+            failed => Err(not_all(failed)),
+        }
     }
+
+    fn show(&self, report: &Report) -> Result<()> {
+        match self.format {
+            Format::Json => print(&report.json()?),
+            Format::Table if report.dry_run => print(&report.plan_text()),
+            Format::Table => print(&report.done_text()),
+        }
+    }
+}
+
+fn not_all(failed: usize) -> anyhow::Error {
+    let text = match failed {
+        1 => "1 thing could not be removed".to_owned(),
+        many => format!("{many} things could not be removed"),
+    };
+    if Uid::effective().is_root() {
+        return anyhow::Error::msg(text);
+    }
+    let hint = "what belongs to subordinate ids can be removed within their user namespace";
+    Hinted::new(text, hint).into()
+}
+
+/// Show the plan and ask. The answer has to begin with `y`.
+fn confirmed(planned: &Report) -> Result<bool> {
+    let mut terminal = io::stderr();
+    let text = planned.plan_text();
+    let ask = || -> io::Result<String> {
+        terminal.write_all(text.as_bytes())?;
+        if planned.plan.is_empty() {
+            return Ok(String::new());
+        }
+        terminal.write_all(b"remove them? [y/N] ")?;
+        terminal.flush()?;
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = { ask }().context("ask on the terminal")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes" | "YES"))
 }

@@ -120,6 +120,19 @@ impl Names {
     }
 }
 
+impl Names {
+    /// Remove the entries that give `name` ("" for none) to `digest`, and no other: whether there were any.
+    pub(crate) fn remove_entry(&mut self, name: &str, digest: &Digest) -> bool {
+        let before = self.entries.len();
+        let wanted = digest.to_string();
+        self.entries.retain(|entry| {
+            name_of(entry) != name || entry["digest"].as_str() != Some(wanted.as_str())
+        });
+        self.changed |= self.entries.len() != before;
+        self.entries.len() != before
+    }
+}
+
 fn name_of(entry: &Value) -> &str {
     entry["annotations"][REF_NAME].as_str().unwrap_or_default()
 }

@@ -15,7 +15,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::report::debug;
 use crate::sys::path::open_no_links;
 
-use super::{DIRECTORY, Store, entries, flock, random_name, remove_tree, stat_at};
+use super::{DIRECTORY, Store, Trashed, entries, flock, random_name, remove_tree, stat_at};
 
 /// What a line of a lease names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,13 +118,13 @@ impl Store {
         }
     }
 
-    /// The leases of living commands. Those of dead ones are removed.
+    /// The leases of living commands, and the names of those whose command is dead. Nothing is changed.
     ///
     /// # Errors
     /// A lease that cannot be read: what it protects is unknown.
-    pub(crate) fn leases(&self) -> Result<Vec<HeldLease>> {
+    pub(crate) fn leases(&self) -> Result<(Vec<HeldLease>, Vec<String>)> {
         let dir = self.subdirectory("leases")?;
-        let mut held = Vec::new();
+        let (mut held, mut dead) = (Vec::new(), Vec::new());
         for name in entries(dir.as_fd())? {
             let path = self.path.join("leases").join(&name);
             let context = || format!("read lease {}", path.display());
@@ -136,10 +136,7 @@ impl Store {
             };
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
                 // Its maker is dead, or has not locked it yet and will make another.
-                Ok(_dead) => match unlinkat(&dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
-                    Ok(()) | Err(Errno::ENOENT) => {}
-                    Err(errno) => return Err(errno).with_context(context),
-                },
+                Ok(_dead) => dead.push(name.to_string_lossy().into_owned()),
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let mut text = String::new();
                     file.read_to_string(&mut text).with_context(context)?;
@@ -148,7 +145,54 @@ impl Store {
                 Err((_, errno)) => return Err(errno).with_context(context),
             }
         }
-        Ok(held)
+        Ok((held, dead))
+    }
+
+    /// Remove a lease whose command is dead: whether it was there, and still without a holder.
+    pub(crate) fn remove_dead_lease(&self, name: &str) -> Result<bool> {
+        let dir = self.subdirectory("leases")?;
+        let context = || format!("remove {}", self.path.join("leases").join(name).display());
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file: File = match openat(&dir, name, flags, Mode::empty()) {
+            Ok(file) => file.into(),
+            Err(Errno::ENOENT) => return Ok(false),
+            Err(errno) => return Err(errno).with_context(context),
+        };
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_dead) => unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir).with_context(context)?,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(false),
+            Err((_, errno)) => return Err(errno).with_context(context),
+        }
+        Ok(true)
+    }
+
+    /// Rename a staging directory whose command is dead to trash. None where it is gone or held.
+    pub(crate) fn discard_dead_stage(&self, name: &str) -> Result<Option<Trashed>> {
+        let context = || format!("remove {}", self.path.join("staging").join(name).display());
+        let staging = self.subdirectory("staging")?;
+        let dir = match open_no_links(staging.as_fd(), Path::new(name), DIRECTORY) {
+            Ok(dir) => dir,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => return Err(errno).with_context(context),
+        };
+        let dir = match Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock) {
+            Ok(dir) => dir,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno).with_context(context),
+        };
+        let same = |stat: nix::sys::stat::FileStat| (stat.st_dev, stat.st_ino);
+        let there = stat_at(staging.as_fd(), name).with_context(context)?;
+        if there.map(same) != Some(same(fstat(&*dir).with_context(context)?)) {
+            return Ok(None);
+        }
+        self.discard(&format!("staging/{name}"))
+    }
+
+    /// Remove something in trash: the bytes that became free.
+    pub(crate) fn remove_trash(&self, name: &str) -> Result<u64> {
+        let trash = self.subdirectory("trash")?;
+        remove_tree(trash.as_fd(), name.as_ref())
+            .with_context(|| format!("remove {}", self.path.join("trash").join(name).display()))
     }
 
     /// The staging directory `name`, empty and ours. Waits while another command holds it: what that one makes may be

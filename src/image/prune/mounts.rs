@@ -1,0 +1,241 @@
+//! What is mounted: the lower directories of overlays, and trees of the store that are bound elsewhere, in every mount
+//! namespace that can be seen.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Paths that some mount stands on.
+#[derive(Debug, Default)]
+pub(super) struct Mounted {
+    pub(super) paths: BTreeSet<PathBuf>,
+}
+
+/// Read the mount tables of all processes, each mount namespace once.
+///
+/// A process that goes away meanwhile, or that we may not look into, is passed over. A namespace in which no process
+/// lives is not seen: nobody uses what is mounted there.
+///
+/// # Errors
+/// Our own table, or /proc itself, cannot be read.
+pub(super) fn mounted() -> Result<Mounted> {
+    let mut found = Mounted::default();
+    let own = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    paths(&own, &mut found.paths);
+    let mut seen = HashSet::new();
+    seen.extend(std::fs::read_link("/proc/self/ns/mnt").ok());
+    for process in std::fs::read_dir("/proc").context("read /proc")? {
+        let process = process.context("read /proc")?;
+        if !process
+            .file_name()
+            .as_bytes()
+            .iter()
+            .all(u8::is_ascii_digit)
+        {
+            continue;
+        }
+        // A thread can have a mount namespace of its own.
+        for thread in std::fs::read_dir(process.path().join("task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(namespace) = std::fs::read_link(thread.path().join("ns/mnt")) else {
+                continue;
+            };
+            if seen.contains(&namespace) {
+                continue;
+            }
+            if let Ok(table) = std::fs::read(thread.path().join("mountinfo")) {
+                paths(&table, &mut found.paths);
+                seen.insert(namespace);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The paths in a mount table (proc_pid_mountinfo(5)): of each mount its root within the file system, and of an overlay
+/// its lower directories, as they were given.
+fn paths(table: &[u8], into: &mut BTreeSet<PathBuf>) {
+    for line in table.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let Some(root) = fields.nth(3) else { continue };
+        if root != b"/" {
+            into.insert(path(&unescape(root)));
+        }
+        let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, _source, options) = (after.next(), after.next(), after.next());
+        if kind == Some(b"overlay") {
+            lower_directories(options.unwrap_or_default(), into);
+        }
+    }
+}
+
+/// The lower directories in the options of an overlay, as a mount table shows them: octal escapes first, as a comma
+/// within a value is one too, then the colons that are not escaped.
+fn lower_directories(options: &[u8], into: &mut BTreeSet<PathBuf>) {
+    for option in options.split(|byte| *byte == b',') {
+        let option = unescape(option);
+        let Some(at) = option.iter().position(|byte| *byte == b'=') else {
+            continue;
+        };
+        let (name, value) = (&option[..at], &option[at + 1..]);
+        match name {
+            b"lowerdir" => into.extend(lower_list(value).into_iter().map(|one| path(&one))),
+            // One directory each, and nothing in it is escaped (Linux 6.5).
+            b"lowerdir+" | b"datadir+" => drop(into.insert(path(value))),
+            _ => {}
+        }
+    }
+}
+
+/// The elements of `lowerdir=`: a colon that belongs to a path has a backslash before it.
+pub(super) fn lower_list(value: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = vec![Vec::new()];
+    let mut bytes = value.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => all.last_mut().expect("never empty").extend(bytes.next()),
+            b':' => all.push(Vec::new()),
+            _ => all.last_mut().expect("never empty").push(*byte),
+        }
+    }
+    // Two colons before a data-only directory leave an empty element.
+    all.retain(|one| !one.is_empty());
+    all
+}
+
+/// `\040` and its like: a backslash and three octal digits stand for a byte.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit))
+        });
+        let value =
+            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match value {
+            Some(value) => {
+                plain.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsStr::from_bytes(bytes))
+}
+
+/// What of a store a path names, judged by its components alone: it may be relative, go through links, or be seen from
+/// another root.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    /// The 64 hex characters of a ChainID. Some other hash may look so; then too much is kept.
+    Layer(String),
+    Volume(String),
+}
+
+/// Every layer and volume that `path` may name.
+pub(super) fn named(path: &Path) -> Vec<Named> {
+    let names: Vec<&str> = path
+        .components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        })
+        .collect();
+    let hex = |name: &&&str| {
+        name.len() == 64
+            && name
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let layers = names
+        .iter()
+        .filter(hex)
+        .map(|name| Named::Layer((*name).to_owned()));
+    let volumes = names
+        .windows(2)
+        .filter(|pair| pair[0] == "volumes")
+        .map(|pair| Named::Volume(pair[1].to_owned()));
+    layers.chain(volumes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(table: &str) -> Vec<String> {
+        let mut into = BTreeSet::new();
+        paths(table.as_bytes(), &mut into);
+        into.iter().map(|path| path.display().to_string()).collect()
+    }
+
+    #[test]
+    fn the_lower_directories_of_every_overlay_are_found() {
+        for (options, expected) in [
+            (
+                "rw,lowerdir=/s/b:/s/a,upperdir=/u,workdir=/w",
+                vec!["/s/a", "/s/b"],
+            ),
+            ("rw,lowerdir=b:a", vec!["a", "b"]),
+            (r"rw,lowerdir=/with\040space:/x", vec!["/with space", "/x"]),
+            (r"rw,lowerdir=/co\134:lon:/x", vec!["/co:lon", "/x"]),
+            (r"rw,lowerdir=/com\054ma:/x", vec!["/com,ma", "/x"]),
+            (r"rw,lowerdir=/back\134\134slash", vec![r"/back\slash"]),
+            ("rw,lowerdir=/a::/data", vec!["/a", "/data"]),
+            (
+                "rw,lowerdir+=/a:b,lowerdir+=/c,datadir+=/d",
+                vec!["/a:b", "/c", "/d"],
+            ),
+            ("rw,lowerdir", vec![]),
+            ("", vec![]),
+        ] {
+            let line =
+                format!("36 35 0:51 / /mnt rw,relatime shared:1 - overlay overlay {options}\n");
+            assert_eq!(found(&line), expected, "{options}");
+        }
+    }
+
+    #[test]
+    fn optional_fields_and_broken_lines_do_not_confuse() {
+        let table = "1 2 0:5 / / rw - ext4 /dev/sda rw,lowerdir=/no\n\
+                     x\n\n\
+                     1 2 0:5 / /m rw master:1 shared:2 propagate_from:3 - overlay - rw,lowerdir=/yes\n\
+                     1 2 8:1 /store/layers/a\\040b /bound rw - ext4 /dev/sda rw\n\
+                     1 2 0:5 / /m rw shared:2 - overlay";
+        assert_eq!(found(table), ["/store/layers/a b", "/yes"]);
+    }
+
+    #[test]
+    fn a_layer_is_known_by_its_chain_id_wherever_the_path_begins() {
+        let hex = "ab".repeat(32);
+        for path in [
+            hex.clone(),
+            format!("../layers/{hex}"),
+            format!("/r/layers/{hex}/usr/lib"),
+        ] {
+            assert_eq!(
+                named(Path::new(&path)),
+                [Named::Layer(hex.clone())],
+                "{path}"
+            );
+        }
+        assert_eq!(
+            named(Path::new("/r/volumes/data/sub")),
+            [Named::Volume("data".into())]
+        );
+        assert_eq!(named(Path::new("/r/layers/ABC/volumes")), []);
+    }
+}
