@@ -198,10 +198,9 @@ fn leftover(store: &Store, path: &str) -> Result<Outcome> {
             .discard_dead_stage(name)?
             .map_or(Outcome::InUse, Outcome::Doomed)),
         Some(("trash", name)) => Ok(Outcome::Done(store.remove_trash(name)?)),
-        Some(("leases", name)) => Ok(match store.remove_dead_lease(name)? {
-            true => Outcome::Done(0),
-            false => Outcome::InUse,
-        }),
+        Some(("leases", name)) => Ok(store
+            .remove_dead_lease(name)?
+            .map_or(Outcome::InUse, Outcome::Done)),
         _ => Err(anyhow!("{path}: not a leftover")),
     }
 }

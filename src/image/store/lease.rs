@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::report::debug;
 use crate::sys::path::open_no_links;
@@ -148,22 +147,23 @@ impl Store {
         Ok((held, dead))
     }
 
-    /// Remove a lease whose command is dead: whether it was there, and still without a holder.
-    pub(crate) fn remove_dead_lease(&self, name: &str) -> Result<bool> {
+    /// Remove a lease whose command is dead: the bytes that became free. None where it is gone or held.
+    pub(crate) fn remove_dead_lease(&self, name: &str) -> Result<Option<u64>> {
         let dir = self.subdirectory("leases")?;
         let context = || format!("remove {}", self.path.join("leases").join(name).display());
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let file: File = match openat(&dir, name, flags, Mode::empty()) {
             Ok(file) => file.into(),
-            Err(Errno::ENOENT) => return Ok(false),
+            Err(Errno::ENOENT) => return Ok(None),
             Err(errno) => return Err(errno).with_context(context),
         };
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_dead) => unlinkat(&dir, name, UnlinkatFlags::NoRemoveDir).with_context(context)?,
-            Err((_, Errno::EWOULDBLOCK)) => return Ok(false),
-            Err((_, errno)) => return Err(errno).with_context(context),
+            Ok(_dead) => Ok(Some(
+                remove_tree(dir.as_fd(), name.as_ref()).with_context(context)?,
+            )),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno).with_context(context),
         }
-        Ok(true)
     }
 
     /// Rename a staging directory whose command is dead to trash. None where it is gone or held.
