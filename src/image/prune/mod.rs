@@ -8,6 +8,7 @@ pub(crate) mod filter;
 pub(crate) mod mark;
 mod mounts;
 pub(crate) mod plan;
+pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod roots;
 pub(crate) mod scan;
