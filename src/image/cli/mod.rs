@@ -9,6 +9,7 @@ mod import;
 mod inspect;
 mod list;
 mod prune;
+mod registry;
 mod rm;
 mod run;
 mod tag;

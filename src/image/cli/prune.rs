@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -12,7 +13,7 @@ use crate::image::output;
 use crate::image::prune::filter::{self, Filter};
 use crate::image::prune::plan::{Options, Plan};
 use crate::image::prune::report::Report;
-use crate::image::prune::{self, RuntimeRoots};
+use crate::image::prune::{self, RuntimeRoots, registry};
 use crate::image::store::Store;
 use crate::report::{self, Hinted};
 
@@ -21,6 +22,14 @@ use super::{Format, Global, print};
 /// Remove what nothing needs: cached blobs, orphan layers, what dead commands left
 #[derive(Args)]
 pub(super) struct Prune {
+    /// Prune the storage tree of a registry instead of the store
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["all", "volumes", "filters", "keep_storage", "force_corrupt"])]
+    registry: Option<PathBuf>,
+
+    /// With --registry: manifests that no tag leads to go too
+    #[arg(long, requires = "registry")]
+    untagged: bool,
+
     /// Also images that no container, bundle or running command uses
     #[arg(long, short)]
     all: bool,
@@ -37,9 +46,9 @@ pub(super) struct Prune {
     #[arg(long, short)]
     yes: bool,
 
-    /// Keep what was referenced in the last DURATION, such as 24h or 7days
-    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = filter::grace)]
-    grace: u64,
+    /// Keep what was referenced in the last DURATION, such as 24h or 7days [default: 0; with --registry 24h]
+    #[arg(long, value_name = "DURATION", value_parser = filter::grace)]
+    grace: Option<u64>,
 
     /// Only what matches: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]; all of several have to match
     #[arg(long = "filter", value_name = "FILTER")]
@@ -64,12 +73,17 @@ pub(super) struct Prune {
 
 impl Prune {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
-        let asking = !self.dry_run && !self.yes;
-        if asking && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-            let error = "nobody is there to be asked";
-            let hint = "say --yes to prune, or --dry-run to see what would go";
-            return Err(Hinted::new(error, hint).into());
+        if let Some(dir) = &self.registry {
+            let options = registry::Options {
+                dry_run: self.dry_run,
+                grace: self.grace.map_or(registry::GRACE, Duration::from_secs),
+                untagged: self.untagged,
+            };
+            return super::registry::prune(dir, &options, self.yes, self.format);
         }
+        // A script has nobody to ask: what it calls, it means.
+        let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+        let asking = !self.dry_run && !self.yes && terminal;
         let Some(store) = Store::existing(&global.root)? else {
             let mut nothing = Report::of(&Plan::default());
             nothing.dry_run = self.dry_run;
@@ -79,7 +93,7 @@ impl Prune {
         let options = Options {
             all: self.all,
             volumes: self.volumes,
-            grace: self.grace,
+            grace: self.grace.unwrap_or(0),
             filters: self.filters.clone(),
             keep_storage: self.keep_storage,
             force_corrupt: self.force_corrupt,

@@ -207,7 +207,9 @@ mod tests {
         }
         assert!(Needs::of(b"{}").is_err());
         assert!(Needs::of(b"[]").is_err());
-        assert!(needs(&json!({"schemaVersion": 2, "mediaType": "text/x-new", "blobs": []})).is_err());
+        assert!(
+            needs(&json!({"schemaVersion": 2, "mediaType": "text/x-new", "blobs": []})).is_err()
+        );
         let both = json!({"schemaVersion": 2, "config": entry(oci::CONFIG, "c"), "layers": [],
             "manifests": []});
         assert!(needs(&both).is_err());

@@ -104,7 +104,10 @@ fn manifest(
     };
     // A manifest has one entry, by its sha256 digest, under which all its names meet.
     let main = digest_by(Algorithm::Sha256, &bytes);
-    let repository = survey.repositories.entry(repository.to_owned()).or_default();
+    let repository = survey
+        .repositories
+        .entry(repository.to_owned())
+        .or_default();
     let long = digest_by(Algorithm::Sha512, &bytes);
     repository.aliases.insert(long, main.clone());
     let stored = repository

@@ -223,7 +223,12 @@ mod tests {
             &tagged,
             &["index", "one", "two", "signature", "about signature"]
         ));
-        for (content, needed) in [("layer 1", true), ("sig", true), ("about", true), ("layer 3", false)] {
+        for (content, needed) in [
+            ("layer 1", true),
+            ("sig", true),
+            ("about", true),
+            ("layer 3", false),
+        ] {
             assert_eq!(tagged.anywhere(&digest(content)), needed, "{content}");
         }
         let all = marked(&survey, false);
@@ -245,7 +250,11 @@ mod tests {
     #[test]
     fn what_was_put_aside_is_no_root_but_is_kept_when_something_needs_it() {
         let mut survey = survey(
-            &[("index", &["child"], &[], ""), ("child", &[], &["layer"], ""), ("other", &[], &["l"], "")],
+            &[
+                ("index", &["child"], &[], ""),
+                ("child", &[], &["layer"], ""),
+                ("other", &[], &["l"], ""),
+            ],
             &[],
         );
         for name in ["child", "other"] {

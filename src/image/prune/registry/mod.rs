@@ -98,7 +98,9 @@ enum Kind {
 enum Deed {
     Planned,
     Aside,
-    Deleted { freed: u64 },
+    Deleted {
+        freed: u64,
+    },
     /// It was touched between the first look and its turn, so it stayed.
     Changed,
     /// The second look found something that needs it.
@@ -295,13 +297,17 @@ impl Plan {
             let places = stored.places.iter().map(|place| &place.stamp);
             self.within_grace(self.age(places.chain(&stored.dated_by)))
         };
-        let marked = mark(survey, self.options.untagged, &recent, &mut |digest| {
-            match self.layout {
+        let marked = mark(
+            survey,
+            self.options.untagged,
+            &recent,
+            &mut |digest| match self.layout {
                 Layout::Flat => Ok(None),
-                Layout::Distribution => Ok(distribution::fetch(&self.tree, digest, again)?
-                    .map(|(needs, _)| needs)),
-            }
-        });
+                Layout::Distribution => {
+                    Ok(distribution::fetch(&self.tree, digest, again)?.map(|(needs, _)| needs))
+                }
+            },
+        );
         let faults: Vec<_> = survey.faults.iter().chain(&marked.faults).collect();
         if let [first, others @ ..] = &*faults {
             for other in others {
@@ -543,7 +549,12 @@ impl Report {
             String::new()
         };
         let mut table = Table::new(&[
-            "KIND", "SCANNED", "REFERENCED", "UNREFERENCED", "WITHIN GRACE", "DELETED",
+            "KIND",
+            "SCANNED",
+            "REFERENCED",
+            "UNREFERENCED",
+            "WITHIN GRACE",
+            "DELETED",
         ]);
         for (kind, count) in [("manifests", self.manifests), ("blobs", self.blobs)] {
             table.row([

@@ -172,7 +172,9 @@ pub(super) fn is_tag(name: &str) -> bool {
 /// A component of a repository's name, more freely than the specification has it: what no registry would take is only
 /// what could be a path or hide itself.
 pub(super) fn is_component(name: &str) -> bool {
-    name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
+    name.bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"._-:+".contains(&byte))
@@ -189,7 +191,18 @@ mod tests {
             assert!(is_tag(good) && is_component(good), "{good}");
         }
         assert!(is_component("host:5000") && !is_tag("host:5000"));
-        for bad in ["", ".", "..", ".a", "-a", "a/b", "a b", "a\n", "ä", &"a".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            ".a",
+            "-a",
+            "a/b",
+            "a b",
+            "a\n",
+            "ä",
+            &"a".repeat(129),
+        ] {
             assert!(!is_tag(bad), "{bad:?}");
         }
         for bad in ["", ".", "..", ".a", "_a", "a/b", "a b", "a\0"] {

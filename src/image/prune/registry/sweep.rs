@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, SFlag, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::report::sentence;
+use crate::report::{debug, sentence};
 use crate::sys::path::{Kind, ensure, open_beneath};
 
 use super::super::super::store::remove_tree;
@@ -34,10 +34,7 @@ pub(super) fn lock(tree: &Tree) -> Result<Flock<File>> {
     let dir = open_beneath(tree.root(), Path::new("."), flags).with_context(context)?;
     match Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(lock),
-        Err((_, Errno::EWOULDBLOCK)) => bail!(
-            "{}: another prune is at work there",
-            tree.shown("")
-        ),
+        Err((_, Errno::EWOULDBLOCK)) => bail!("{}: another prune is at work there", tree.shown("")),
         Err((_, errno)) => Err(errno).with_context(context),
     }
 }
@@ -158,7 +155,9 @@ fn remove(tree: &Tree, candidate: &Candidate) -> Deed {
             let (parent, name) = parent(tree, &path)?;
             remove_tree(parent.as_fd(), OsStr::new(name))
                 .with_context(|| format!("remove {}", tree.shown(&path)))?;
-            Ok(stamp.filter(|stamp| stamp.links == 1).map_or(0, |stamp| stamp.disk))
+            Ok(stamp
+                .filter(|stamp| stamp.links == 1)
+                .map_or(0, |stamp| stamp.disk))
         });
         match done {
             Ok(bytes) => freed += bytes,
@@ -236,7 +235,8 @@ fn remove_empty(tree: &Tree, path: &str) {
         remove_empty(tree, &directory);
     }
     if let Ok((dir, name)) = parent(tree, path) {
-        // A directory that is not empty is the reason to leave it.
-        drop(unlinkat(&dir, name, UnlinkatFlags::RemoveDir));
+        // One that is not empty stays.
+        let removed = unlinkat(&dir, name, UnlinkatFlags::RemoveDir);
+        debug!("remove {path}: {removed:?}");
     }
 }
