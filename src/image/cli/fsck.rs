@@ -2,17 +2,44 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 
-use super::Global;
+use super::super::progress::Progress;
+use super::super::store::Store;
+use super::super::{fsck, output};
+use super::{Format, Global, print};
 
-/// Check the store's content against its records
+/// Check the store's content against its names, listings and records
 #[derive(Args)]
-pub(super) struct Fsck {}
+pub(super) struct Fsck {
+    /// Unpack damaged layers again, set damaged blobs aside, remove records that are about nothing
+    #[arg(long)]
+    repair: bool,
+
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
 
 impl Fsck {
-    pub(super) fn run(self, _global: &Global) -> Result<ExitCode> {
-        bail!("fsck is not there yet")
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        let store = if self.repair {
+            Some(Store::open(&global.root, global.durability)?)
+        } else {
+            Store::existing(&global.root)?
+        };
+        let report = match store {
+            Some(store) => fsck::run(&store, self.repair, &Progress::new(global.quiet))?,
+            None => fsck::Report::default(),
+        };
+        print(&match self.format {
+            Format::Table => report.text(),
+            Format::Json => output::json(&report)?,
+        })?;
+        Ok(if report.is_clean() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }

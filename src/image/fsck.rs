@@ -1,1 +1,0 @@
-//! Check what the store holds against what it says, and repair.
