@@ -20,6 +20,7 @@
 //! ├─ leases/ID                   what a running command uses, one line each; held by flock as long as it lives
 //! ├─ staging/NAME/               unfinished work, held by flock; outside every tree that is swept
 //! ├─ trash/NAME                  renamed away, being removed
+//! ├─ quarantine/NAME             damaged blobs that `fsck --repair` set aside; nothing removes them
 //! └─ lock  index.lock            flock: see below
 //! ```
 //!

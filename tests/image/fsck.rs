@@ -25,7 +25,7 @@ fn image() -> Built {
         })
         .layer(|layer| {
             layer.dir("srv", 0o750);
-            layer.file("srv/data", &[7; 70_000], 0o644);
+            layer.file("srv/data", [7; 70_000], 0o644);
             layer.whiteout("etc/shadow");
         })
         .tag("base:1")
@@ -507,7 +507,7 @@ fn nothing_under_a_check_is_pruned_away() {
     let (store, image) = store();
     let orphan = ImageBuilder::new()
         .layer(|layer| {
-            layer.file("orphan", &[1; 4096], 0o644);
+            layer.file("orphan", [1; 4096], 0o644);
         })
         .build();
     let digest = &orphan.layers[0];

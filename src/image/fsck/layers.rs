@@ -199,13 +199,12 @@ fn walk(
         };
         attributes(&below, &line, &stat, compared);
         match kind_of(&stat) {
-            b'f' if line.kind == b'f' => {
-                if stat.st_size.cast_unsigned() == line.size {
-                    match content(dir, Path::new(&name)) {
-                        Ok(check) if check == line.check => {}
-                        Ok(_) => compared.differs(&below, "its content is another"),
-                        Err(error) => compared.differs(&below, &sentence(&error)),
-                    }
+            // Another size was told above.
+            b'f' if line.kind == b'f' && stat.st_size.cast_unsigned() == line.size => {
+                match content(dir, Path::new(&name)) {
+                    Ok(check) if check == line.check => {}
+                    Ok(_) => compared.differs(&below, "its content is another"),
+                    Err(error) => compared.differs(&below, &sentence(&error)),
                 }
             }
             b'l' if line.kind == b'l' => {
