@@ -135,7 +135,7 @@ pub(crate) fn remove(store: &Store, state_root: &Path, name: &str, force: bool) 
             bail!("volume {name}: there is none of that name");
         }
         let containers = Containers::read(state_root)?;
-        let users = users(store, &store.leases()?, &containers, name)?;
+        let users = users(store, &store.leases()?.live, &containers, name)?;
         if !users.is_empty() && !force {
             let message = format!("volume {name}: used by {}", users.join(", "));
             return Err(Hinted::new(message, "--force removes it all the same").into());

@@ -125,7 +125,7 @@ impl List {
                 // Nowhere that this user's containers could be.
                 Err(_) => Containers::default(),
             };
-            let leases = store.leases()?;
+            let leases = store.leases()?.live;
             let mut records = store.volume_records()?;
             records.retain(|record| self.filters.iter().all(|filter| matches(record, filter)));
             records.sort_by(|a, b| a.name.cmp(&b.name));

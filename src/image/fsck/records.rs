@@ -158,11 +158,10 @@ fn leftovers(store: &Store, findings: &mut Findings) {
             "trash/{name}: not removed to its end; the next command goes on"
         ));
     }
-    let before = entries_of(store, "leases", findings).len();
     match store.leases() {
-        Ok(live) if live.len() < before => findings.remark(format!(
+        Ok(leases) if !leases.dead.is_empty() => findings.remark(format!(
             "leases: {} were left by commands that were killed",
-            before - live.len()
+            leases.dead.len()
         )),
         Ok(_) => {}
         Err(error) => findings.fault(Fault::new(

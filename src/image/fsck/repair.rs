@@ -124,7 +124,7 @@ fn quarantine(store: &Store, digest: &Digest) -> Result<String> {
 }
 
 fn free_of_leases(store: &Store, kind: store::Kind, id: &str) -> Result<()> {
-    for lease in store.leases()? {
+    for lease in store.leases()?.live {
         if lease
             .items
             .iter()

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Error, Result, bail};
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::output::visible;
-use crate::image::store::{Kind, Store};
+use crate::image::store::{Kind, Leases, Store};
 use crate::report::{self, Hinted};
 
 use super::mounts::{self, Named, named};
@@ -127,7 +127,10 @@ pub(crate) fn mark(store: &Store, roots: &RuntimeRoots) -> Result<Marked> {
 pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
     let mut faults = Vec::new();
     let scan = Scan::take(store, &mut faults);
-    let (leases, dead_leases) = or_fault(store.leases(), &mut faults);
+    let Leases {
+        live: leases,
+        dead: dead_leases,
+    } = or_fault(store.leases(), &mut faults);
     let records = or_fault(store.bundle_records(), &mut faults);
     let containers = roots::containers(roots, &mut faults);
     let bundles = roots::bundles(records, &containers, &mut faults);

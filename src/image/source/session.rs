@@ -160,7 +160,7 @@ fn try_sweep(store: &Store, surplus: BTreeSet<Digest>) -> Result<()> {
 /// whoever uses one has come by it through these.
 fn in_use(store: &Store) -> Result<BTreeSet<Digest>> {
     let mut used = BTreeSet::new();
-    for lease in store.leases()? {
+    for lease in store.leases()?.live {
         for (kind, id) in lease.items {
             if kind == Kind::Blob {
                 used.insert(id.parse()?);

@@ -50,6 +50,14 @@ pub(crate) struct HeldLease {
     pub(crate) items: Vec<(Kind, String)>,
 }
 
+/// The leases in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leases {
+    pub(crate) live: Vec<HeldLease>,
+    /// Names of those whose command is dead.
+    pub(crate) dead: Vec<String>,
+}
+
 impl Lease {
     /// Protect one more thing. From the return of this call on no prune removes it; so hold first and look after.
     pub(crate) fn hold(&self, kind: Kind, id: &str) -> Result<()> {
@@ -121,9 +129,9 @@ impl Store {
     ///
     /// # Errors
     /// A lease that cannot be read: what it protects is unknown.
-    pub(crate) fn leases(&self) -> Result<(Vec<HeldLease>, Vec<String>)> {
+    pub(crate) fn leases(&self) -> Result<Leases> {
         let dir = self.subdirectory("leases")?;
-        let (mut held, mut dead) = (Vec::new(), Vec::new());
+        let mut leases = Leases::default();
         for name in entries(dir.as_fd())? {
             let path = self.path.join("leases").join(&name);
             let context = || format!("read lease {}", path.display());
@@ -135,16 +143,16 @@ impl Store {
             };
             match Flock::lock(file, FlockArg::LockSharedNonblock) {
                 // Its maker is dead, or has not locked it yet and will make another.
-                Ok(_dead) => dead.push(name.to_string_lossy().into_owned()),
+                Ok(_) => leases.dead.push(name.to_string_lossy().into_owned()),
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let mut text = String::new();
                     file.read_to_string(&mut text).with_context(context)?;
-                    held.push(parse_lease(&text).with_context(context)?);
+                    leases.live.push(parse_lease(&text).with_context(context)?);
                 }
                 Err((_, errno)) => return Err(errno).with_context(context),
             }
         }
-        Ok((held, dead))
+        Ok(leases)
     }
 
     /// Remove a lease whose command is dead: the bytes that became free. None where it is gone or held.
@@ -251,7 +259,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Remove what dead commands left: staging without a holder, and trash.
+    /// Remove what dead commands left: staging and leases without a holder, and trash.
     pub(super) fn clean(&self) -> Result<()> {
         let staging = self.subdirectory("staging")?;
         let trash = self.subdirectory("trash")?;
@@ -276,6 +284,11 @@ impl Store {
                 &trash,
                 random_name()?.as_str(),
             ));
+        }
+        // A lease that cannot be read is prune's to name: it decides what stays.
+        for name in self.leases().map(|leases| leases.dead).unwrap_or_default() {
+            debug!("remove leftover leases/{name}");
+            drop(self.remove_dead_lease(&name));
         }
         for name in entries(trash.as_fd())? {
             // An ordinary user's command may lack the right outside of its user namespace; a later one has it.

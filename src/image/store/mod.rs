@@ -14,7 +14,7 @@ mod remove;
 
 pub(crate) use blob::{Put, unwritten};
 pub(crate) use index::Names;
-pub(crate) use lease::{HeldLease, Kind, Lease, Stage};
+pub(crate) use lease::{HeldLease, Kind, Lease, Leases, Stage};
 pub(crate) use lookup::Image;
 pub(crate) use measure::{Measure, measure};
 pub(crate) use record::{BundleRecord, LayerForm, LayerRecord, Used, VolumeRecord};
