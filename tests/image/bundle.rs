@@ -9,7 +9,9 @@ use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 use crate::support::needs::is_root;
-use crate::support::{Canary, ImageBuilder, Outcome, Store, mounts_below, runtime_for, tree};
+use crate::support::{
+    Canary, ImageBuilder, Outcome, Store, mounts_below, own_state_root, runtime_for, tree,
+};
 
 /// A store that has `image`, without the verb that imports it: a store is an OCI layout.
 fn store_with(image: &ImageBuilder) -> Store {
@@ -97,12 +99,6 @@ fn run_with(store: &Store, program: &Path, bundle: &Path) -> (Option<i32>, Strin
         String::from_utf8_lossy(&done.stdout).into_owned(),
         String::from_utf8_lossy(&done.stderr).into_owned(),
     )
-}
-
-/// Nothing of the machine's containers, and nothing left of ours: `/run` is this thread's own.
-fn own_run() {
-    let none = None::<&str>;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("tmpfs on /run");
 }
 
 // L-44 .. L-52
@@ -396,14 +392,14 @@ fn every_runtime_takes_the_bundle() {
 #[test]
 fn an_overlay_is_mounted_until_rm_and_its_layers_stay_as_they_are() {
     requires!(root);
-    own_run();
+    own_state_root();
     let image = rich();
     let built = image.build();
     let store = store_with(&image);
     let dir = store.beside("b");
     bundle(&store, &["--overlay"], "rich:1", &dir).ok();
     let rootfs = dir.join("rootfs");
-    assert_eq!(mounts_below(&dir), [rootfs.clone()]);
+    assert_eq!(mounts_below(&dir), std::slice::from_ref(&rootfs));
     let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
     let line = table.lines().find(|line| line.contains(&shown(&rootfs)));
     let line = line.expect("mounted");
@@ -440,7 +436,7 @@ fn an_overlay_is_mounted_until_rm_and_its_layers_stay_as_they_are() {
 #[test]
 fn an_overlay_has_as_many_layers_as_the_image_and_none_is_too_few() {
     requires!(root);
-    own_run();
+    own_state_root();
     let mut image = ImageBuilder::busybox();
     for number in 0..90 {
         image = image.layer(|l| {
@@ -473,7 +469,7 @@ fn an_overlay_has_as_many_layers_as_the_image_and_none_is_too_few() {
 #[test]
 fn a_mount_that_the_kernel_refuses_leaves_nothing() {
     requires!(root, command "strace");
-    own_run();
+    own_state_root();
     let store = store_with(&rich());
     let dir = store.beside("b");
     for fault in ["move_mount:error=ENOSPC", "fsmount:error=ENOMEM"] {
@@ -526,7 +522,7 @@ fn a_bundle_with_an_id_map_runs() {
     let store = store_with(
         &ImageBuilder::busybox()
             .config(|c| {
-                c["config"]["Cmd"] = json!(["/bin/sh", "-c", "echo $(stat -c %u /bin/busybox)"])
+                c["config"]["Cmd"] = json!(["/bin/sh", "-c", "echo $(stat -c %u /bin/busybox)"]);
             })
             .tag("bb:1"),
     );
@@ -541,7 +537,7 @@ fn a_bundle_with_an_id_map_runs() {
 #[test]
 fn a_bundle_stays_while_a_container_of_it_exists() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store_with(&ImageBuilder::busybox().tag("bb:1"));
     let dir = store.beside("b");
     bundle(&store, &[], "bb:1", &dir).ok();
@@ -570,7 +566,7 @@ fn a_bundle_stays_while_a_container_of_it_exists() {
 #[test]
 fn removal_crosses_no_mount_and_follows_no_link() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store_with(&rich());
     let dir = store.beside("b");
     bundle(&store, &[], "rich:1", &dir).ok();

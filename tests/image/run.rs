@@ -11,14 +11,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Call, ImageBuilder, NOBODY, Store, eventually, mounts_below, runtime_for, subordinate_ids,
+    Call, ImageBuilder, NOBODY, Store, eventually, mounts_below, own_state_root, runtime_for,
+    subordinate_ids,
 };
-
-/// Nothing of the machine's containers: `/run` is this thread's own.
-fn own_run() {
-    let none = None::<&str>;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("tmpfs on /run");
-}
 
 /// A user, a directory that is another's, and what is needed to look around.
 fn image() -> ImageBuilder {
@@ -111,7 +106,7 @@ fn assert_nothing_left(store: &Store) {
 #[test]
 fn the_exit_code_and_the_streams_are_the_containers() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     assert_eq!(run(&store, &[], &[]).ok().stdout, "hello\n");
     let script = "cat; echo to-stderr >&2; exit 7";
@@ -138,7 +133,7 @@ fn the_exit_code_and_the_streams_are_the_containers() {
 #[test]
 fn the_root_is_an_overlay_of_shared_layers_or_a_tree() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     let script =
         "grep ' / / \\| / ' /proc/self/mountinfo | head -1; ls /etc/below 2>&1; touch /made";
@@ -160,7 +155,7 @@ fn the_root_is_an_overlay_of_shared_layers_or_a_tree() {
 #[test]
 fn another_runtime_can_be_named_and_one_that_is_not_there_leaves_nothing() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     let with = |runtime: &str| store.run(["run", "--runtime", runtime, "bb:1"]);
     for runtime in ["/usr/sbin/runc", "/usr/bin/runc"] {
@@ -176,7 +171,7 @@ fn another_runtime_can_be_named_and_one_that_is_not_there_leaves_nothing() {
 #[test]
 fn a_signal_reaches_the_container() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     let script = "trap 'exit 42' TERM; echo ready; while true; do sleep 0.1; done";
     let running = run(&store, &["--name", "sig"], &["/bin/sh", "-c", script]).spawn();
@@ -190,7 +185,7 @@ fn a_signal_reaches_the_container() {
 #[test]
 fn a_bundle_that_is_kept_can_be_run_again_and_goes_by_rm() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     for how in ["--overlay", "--flat"] {
         let outcome = run(&store, &["--keep", "--name", "kept", how], &[]).ok();
@@ -217,7 +212,7 @@ fn a_bundle_that_is_kept_can_be_run_again_and_goes_by_rm() {
 #[test]
 fn what_a_killed_run_leaves_is_removed_when_its_container_is_gone() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     let sleeping = ["/bin/sh", "-c", "echo ready; sleep 600"];
     let running = run(&store, &["--name", "left"], &sleeping).spawn();
@@ -248,7 +243,7 @@ fn what_a_killed_run_leaves_is_removed_when_its_container_is_gone() {
 #[test]
 fn a_run_that_is_killed_while_it_unpacks_is_cleaned_up_by_the_next() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     for milliseconds in [1, 3, 10, 20, 30, 50, 80] {
         run(&store, &["--flat"], &[]).killed_after(Duration::from_millis(milliseconds));
@@ -265,7 +260,7 @@ fn a_run_that_is_killed_while_it_unpacks_is_cleaned_up_by_the_next() {
 #[test]
 fn two_runs_do_not_share_a_name_and_do_share_layers() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     let waiting = ["/bin/sh", "-c", "echo ready; sleep 600"];
     let first = run(&store, &["--name", "one"], &waiting).spawn();
@@ -290,7 +285,7 @@ fn two_runs_do_not_share_a_name_and_do_share_layers() {
 #[test]
 fn a_named_volume_outlives_the_container() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = store();
     run(
         &store,
@@ -320,7 +315,7 @@ fn a_named_volume_outlives_the_container() {
 #[test]
 fn an_ordinary_user_runs_with_the_ids_it_was_given() {
     requires!(root, command "newuidmap");
-    own_run();
+    own_state_root();
     let store = users_store(true);
     let script = "id -u; stat -c '%u %g' /data/seed; cat /proc/self/uid_map | tr -s ' '; \
                   touch /made && chown web /made && stat -c %u /made; ls /etc/below 2>&1; \
@@ -353,7 +348,7 @@ fn an_ordinary_user_runs_with_the_ids_it_was_given() {
 #[test]
 fn an_ordinary_users_bundle_is_for_the_runtime_outside() {
     requires!(root, command "newuidmap");
-    own_run();
+    own_state_root();
     let store = users_store(true);
     let as_user = |program: &Path, args: &[&str]| {
         let id = NOBODY.to_string();
@@ -411,7 +406,7 @@ fn an_ordinary_users_bundle_is_for_the_runtime_outside() {
 #[test]
 fn an_ordinary_user_with_one_id_runs_as_its_root() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = users_store(false);
     let script = "id -u; stat -c %u /data/seed; ls /etc/below 2>&1; touch /data/x";
     let outcome = run(&store, &[], &["/bin/sh", "-c", script]).ok();
@@ -429,7 +424,7 @@ fn an_ordinary_user_with_one_id_runs_as_its_root() {
 #[test]
 fn an_ordinary_users_run_passes_signals_on_and_is_cleaned_up_after_a_kill() {
     requires!(root, command "newuidmap");
-    own_run();
+    own_state_root();
     let store = users_store(true);
     let script = "trap 'exit 42' TERM; echo ready; while true; do sleep 0.1; done";
     let command = ["/bin/sh", "-c", script];

@@ -3,16 +3,9 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
-use crate::support::{ImageBuilder, Store, runtime_for};
-
-/// Nothing of the machine's containers: `/run` is this thread's own.
-fn own_run() {
-    let none = None::<&str>;
-    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).expect("tmpfs on /run");
-}
+use crate::support::{ImageBuilder, Store, own_state_root, runtime_for};
 
 #[test]
 fn volumes_are_created_listed_and_removed() {
@@ -124,7 +117,7 @@ fn a_volume_that_a_bundle_names_stays() {
 #[test]
 fn a_volume_that_a_container_in_any_state_names_stays() {
     requires!(root);
-    own_run();
+    own_state_root();
     let store = Store::new();
     ImageBuilder::busybox()
         .tag("bb:1")

@@ -30,7 +30,7 @@ const CAPABILITIES: [&str; 11] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// Nothing here is younger. COMPAT: crun before 1.9 refuses whatever is not 1.0.
+/// Nothing here is younger. crun before 1.9 refuses whatever is not 1.0.
 const VERSION: &str = "1.0.2";
 
 /// Masked beside what the template masks: power and timing of the host tell secrets of its other users.

@@ -214,7 +214,7 @@ mod tests {
                 let config = labelled(&[&key]);
                 let safe = annotations(&config, Labels::Safe);
                 assert_eq!(safe.map.len(), 0, "{key} ({who})");
-                assert_eq!(safe.withheld, [key.clone()]);
+                assert_eq!(safe.withheld, std::slice::from_ref(&key));
                 let all = annotations(&config, Labels::All);
                 assert_eq!(all.map.get(&key).map(String::as_str), Some("evil"));
                 assert_eq!(all.withheld, [""; 0]);

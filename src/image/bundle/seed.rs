@@ -14,21 +14,26 @@ use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, mkdir
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 
-use crate::sys::fd::{attribute, set_attribute};
+use crate::sys::attribute;
+use crate::sys::fd::set_attribute;
 use crate::sys::path::{file_type, open_beneath};
 
 use super::super::store::entries;
 
-/// Kept on files and directories. Labels of security modules are the host's business.
-const ATTRIBUTES: [&CStr; 3] = [
-    c"security.capability",
-    c"system.posix_acl_access",
-    c"system.posix_acl_default",
-];
+/// Whether an attribute is kept. Labels of security modules and the marks of overlays are the host's business.
+fn is_kept(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    let exact: [&[u8]; 3] = [
+        b"security.capability",
+        b"system.posix_acl_access",
+        b"system.posix_acl_default",
+    ];
+    exact.contains(&name) || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+}
 
 /// Copy what is below the directory `from` into the empty directory `to`, and the attributes of the directory itself.
 ///
-/// Owners, modes, times, hard links, capabilities and ACLs are kept. Device nodes and sockets are left out: a volume has
+/// Owners, modes, times, hard links, capabilities, ACLs and the attributes of users are kept. Device nodes and sockets are left out: a volume has
 /// no use for them. Nothing is followed, and no mount is crossed.
 pub(super) fn copy(from: BorrowedFd, to: BorrowedFd) -> Result<()> {
     let mut copy = Copy {
@@ -115,15 +120,14 @@ fn dress(from: BorrowedFd, to: BorrowedFd, stat: &FileStat) -> Result<()> {
     fchown(to, Some(uid), Some(gid))?;
     // ORDER: after the owner, whose change takes setuid away.
     fchmod(to, Mode::from_bits_truncate(stat.st_mode & 0o7777))?;
-    for name in ATTRIBUTES {
-        match attribute(from, name) {
-            Ok(value) => set_attribute(to, name, &value)
-                .with_context(|| format!("attribute {}", name.to_string_lossy()))?,
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => {}
-            Err(errno) => {
-                return Err(errno).with_context(|| format!("attribute {}", name.to_string_lossy()));
-            }
-        }
+    let names = match attribute::list(from) {
+        Err(Errno::EOPNOTSUPP) => Vec::new(),
+        other => other.context("list attributes")?,
+    };
+    for name in names.iter().filter(|name| is_kept(name)) {
+        let context = || format!("attribute {}", name.to_string_lossy());
+        let value = attribute::get(from, name).with_context(context)?;
+        set_attribute(to, name, &value).with_context(context)?;
     }
     let place = format!("/proc/self/fd/{}", to.as_raw_fd());
     let (accessed, modified) = times(stat);
@@ -169,7 +173,9 @@ mod tests {
     // L-51
     #[test]
     fn a_tree_is_copied_with_its_modes_times_links_and_nothing_followed() {
-        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        // Not in the memory that /tmp may be: older kernels keep no attributes of users there.
+        let temporary = || tempfile::tempdir_in("/var/tmp").unwrap();
+        let (from, to) = (temporary(), temporary());
         let (source, target) = (from.path(), to.path());
         fs::create_dir(source.join("dir")).unwrap();
         fs::write(source.join("dir/file"), "text").unwrap();
@@ -178,6 +184,11 @@ mod tests {
         symlink("/etc/passwd", source.join("link")).unwrap();
         fs::set_permissions(source.join("dir"), fs::Permissions::from_mode(0o1777)).unwrap();
         fs::set_permissions(source, fs::Permissions::from_mode(0o2750)).unwrap();
+        let file = File::options()
+            .write(true)
+            .open(source.join("dir/file"))
+            .unwrap();
+        set_attribute(file.as_fd(), c"user.note", b"kept").unwrap();
         let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         for path in [source.join("dir/file"), source.join("dir")] {
             File::open(path).unwrap().set_modified(past).unwrap();
@@ -188,6 +199,8 @@ mod tests {
 
         let stat = |name: &str| fs::symlink_metadata(target.join(name)).unwrap();
         assert_eq!(fs::read(target.join("same")).unwrap(), b"text");
+        let same = File::open(target.join("same")).unwrap();
+        assert_eq!(attribute::get(same.as_fd(), c"user.note").unwrap(), b"kept");
         assert_eq!(stat("dir/file").mode() & 0o7777, 0o4750);
         assert_eq!(stat("dir/file").ino(), stat("same").ino());
         assert_eq!(stat("dir").mode() & 0o7777, 0o1777);

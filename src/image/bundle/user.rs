@@ -215,8 +215,8 @@ mod tests {
     // L-47, L-48
     #[test]
     fn every_form_of_user_becomes_numbers() {
-        let cases: &[(&str, (u32, u32), &[u32], Option<&str>)] = &[
-            ("", (0, 0), &[], Some("/root")),
+        let cases = [
+            ("", (0, 0), &[][..], Some("/root")),
             ("root", (0, 0), &[], Some("/root")),
             ("0", (0, 0), &[], Some("/root")),
             ("web", (33, 34), &[6, 7], Some("/srv/www")),
@@ -235,8 +235,8 @@ mod tests {
         for (wanted, (uid, gid), additional, home) in cases {
             let user = resolve(wanted, PASSWD, GROUP).unwrap();
             let expected = User {
-                uid: *uid,
-                gid: *gid,
+                uid,
+                gid,
                 additional: additional.to_vec(),
                 home: home.map(str::to_owned),
             };
