@@ -114,13 +114,6 @@ pub(crate) struct Kept {
     pub(crate) held_layers: BTreeSet<Digest>,
 }
 
-/// Mark, and fail unless everything could be read: for those who refuse what is in use.
-pub(crate) fn mark(store: &Store, roots: &RuntimeRoots) -> Result<Marked> {
-    let marked = survey(store, roots);
-    marked.sound(false)?;
-    Ok(marked)
-}
-
 /// Mark as far as possible; the faults are part of the answer.
 // ORDER: what is there, then leases, then the records and names that are written under a lease before it is dropped.
 // Whatever is seen here without being kept by a lease is then found to be needed by what came of it.

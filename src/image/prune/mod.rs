@@ -22,7 +22,7 @@ use anyhow::Result;
 
 use super::store::{Guard, Store, now};
 
-pub(crate) use mark::{Marked, mark, survey};
+pub(crate) use mark::survey;
 pub(crate) use roots::RuntimeRoots;
 pub(crate) use sweep::sweep;
 

@@ -114,7 +114,7 @@ fn still_unreferenced(
                     .layers
                     .get(&chain)
                     .is_some_and(|found| found.record.is_some());
-                !kept.held_layers.contains(&chain) && !(whole && kept.layers.contains(&chain))
+                !(kept.held_layers.contains(&chain) || whole && kept.layers.contains(&chain))
             }),
             Sort::Volume => !users.contains_key(&item.id),
             Sort::Image | Sort::Bundle | Sort::Leftover => true,

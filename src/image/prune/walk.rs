@@ -52,6 +52,9 @@ enum Role {
     Layer,
 }
 
+/// What comes next from a document: what it needs, and the subject that it speaks of.
+type Next = (Vec<(Descriptor, Role, Must)>, Option<Digest>);
+
 /// A store's documents, and what was wrong with them.
 pub(super) struct Walker<'s> {
     store: &'s Store,
@@ -137,7 +140,7 @@ impl<'s> Walker<'s> {
         must: Must,
         who: &str,
         reach: &mut Reach,
-    ) -> Result<(Vec<(Descriptor, Role, Must)>, Option<Digest>)> {
+    ) -> Result<Next> {
         let digest = &descriptor.digest;
         let nothing = Ok((Vec::new(), None));
         reach.blobs.insert(digest.clone());
@@ -317,7 +320,7 @@ fn document_role(descriptor: &Descriptor) -> Role {
 }
 
 /// What a manifest needs: its configuration and layers.
-fn parts(manifest: Manifest) -> (Vec<(Descriptor, Role, Must)>, Option<Digest>) {
+fn parts(manifest: Manifest) -> Next {
     let role = if manifest.is_image() {
         Role::Config
     } else {
