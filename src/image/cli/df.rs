@@ -40,7 +40,7 @@ impl Df {
                     prune::survey(store, &RuntimeRoots::new(self.runtime_roots))
                 };
                 for fault in &marked.faults {
-                    report::warn(format_args!("{}", report::sentence(&fault.error)));
+                    report::warn(format_args!("{}", fault.sentence()));
                 }
                 usage::usage(store, &marked)?
             }

@@ -20,7 +20,7 @@ use super::walk::{Reach, Walker};
 /// Something that makes the mark incomplete.
 #[derive(Debug)]
 pub(crate) struct Fault {
-    pub(crate) error: Error,
+    error: Error,
     /// Whole classes of roots are unknown, so not even `--force-corrupt` goes on.
     pub(crate) fatal: bool,
 }
@@ -28,6 +28,11 @@ pub(crate) struct Fault {
 impl Fault {
     pub(super) fn fatal(error: Error) -> Self {
         Self { error, fatal: true }
+    }
+
+    /// In one line. Names may come from images.
+    pub(crate) fn sentence(&self) -> String {
+        visible(&report::sentence(&self.error)).into_owned()
     }
 
     /// One root, or one thing on the way from it, is unknown.
@@ -391,12 +396,9 @@ impl Marked {
         let (passed, stopping): (Vec<_>, Vec<_>) =
             self.faults.iter().partition(|fault| force && !fault.fatal);
         for fault in passed {
-            report::warn(format_args!("{}", report::sentence(&fault.error)));
+            report::warn(format_args!("{}", fault.sentence()));
         }
-        let sentences: Vec<String> = stopping
-            .iter()
-            .map(|fault| report::sentence(&fault.error))
-            .collect();
+        let sentences: Vec<String> = stopping.iter().map(|fault| fault.sentence()).collect();
         if sentences.is_empty() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use nix::unistd::Uid;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::idmap;
 use crate::image::store::BundleRecord;
 use crate::report::Hinted;
 
@@ -36,14 +37,21 @@ impl RuntimeRoots {
         let own = std::env::var_os("XDG_RUNTIME_DIR")
             .filter(|dir| !dir.is_empty())
             .map(|dir| PathBuf::from(dir).join("pelagos"));
-        let mut usual: Vec<PathBuf> = own.into_iter().collect();
-        let root = Uid::effective().is_root();
-        // The machine's containers are root's; another user's store is out of their reach by its mode.
-        if root || usual.is_empty() {
-            usual.push(PathBuf::from("/run/pelagos"));
-        }
+        let shared = PathBuf::from("/run/pelagos");
+        let usual = own.into_iter().chain([shared]).collect();
         Self { usual, named }
     }
+}
+
+/// Whether `dir` is closed to us because it is another user's: the machine's containers are root's, and a user's store
+/// is out of their reach by its mode as they are out of ours.
+fn is_of_another(dir: &Path, error: &io::Error) -> bool {
+    let user = Uid::effective();
+    let all_powerful = user.is_root() && idmap::in_initial_namespace().unwrap_or(true);
+    let owner = fs::metadata(dir).map(|metadata| metadata.uid());
+    error.kind() == ErrorKind::PermissionDenied
+        && !all_powerful
+        && owner.is_ok_and(|owner| owner != user.as_raw())
 }
 
 /// What the runtime remembers of a container.
@@ -65,7 +73,12 @@ pub(super) fn containers(roots: &RuntimeRoots, faults: &mut Vec<Fault>) -> Vec<C
     for (dir, named) in usual.chain(roots.named.iter().map(|dir| (dir, true))) {
         let listed = match fs::read_dir(dir) {
             Ok(listed) => listed,
-            Err(error) if error.kind() == ErrorKind::NotFound && !named => continue,
+            Err(error)
+                if !named
+                    && (error.kind() == ErrorKind::NotFound || is_of_another(dir, &error)) =>
+            {
+                continue;
+            }
             Err(error) => {
                 let what = format!("read the containers in {}", dir.display());
                 faults.push(Fault::fatal(anyhow::Error::new(error).context(what)));
