@@ -291,6 +291,8 @@ fn a_registry_hands_out_all_that_is_kept_answers_404_for_the_rest_and_takes_it_a
             };
             assert_eq!(registry.get(name, kind, digest).0, 404, "{name} {kind}");
             assert!(!registry.data(digest).exists());
+            let link = format!("repositories/{name}/_layers/sha256/{}", hex(digest));
+            assert!(!registry.inside(&link).exists(), "{link}");
         }
     }
     registry.push("team/app", "gone", &gone);
@@ -419,6 +421,8 @@ fn a_registry_with_anything_unreadable_keeps_everything_and_it_is_named() {
     };
     fs::write(&data, &good[..good.len() / 2]).expect("cut short");
     refused(hex(&kept.digest));
+    fs::write(&data, &gone.blobs[&gone.digest]).expect("another");
+    refused("its content has the digest");
     fs::write(&data, &good).expect("whole");
     fs::write(&link, "").expect("cut short");
     refused("tags/kept/current/link");
@@ -552,7 +556,8 @@ fn in_a_tree_by_repository_anything_unreadable_or_odd_keeps_everything() {
     let by_digest = format!("manifests/org/app/{}", kept.digest);
     let both =
         json!({"schemaVersion": 2, "layers": [], "manifests": [], "config": kept.descriptor});
-    let cases: [(&str, &[u8], &str); 8] = [
+    let other = image("other");
+    let cases: [(&str, &[u8], &str); 9] = [
         (
             "manifests/org/app/latest",
             &manifest[..40],
@@ -565,6 +570,11 @@ fn in_a_tree_by_repository_anything_unreadable_or_odd_keeps_everything() {
             "manifests/org/app/latest",
         ),
         (&by_digest, b"{}", &kept.digest),
+        (
+            &by_digest,
+            &other.blobs[&other.digest],
+            "its content has the digest",
+        ),
         (
             "manifests/org/app/both",
             both.to_string().leak().as_bytes(),

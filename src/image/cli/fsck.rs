@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::super::progress::Progress;
 use super::super::store::Store;
-use super::super::{fsck, output};
+use super::super::{fsck, output, userns};
 use super::{Format, Global, print};
 
 /// Check the store's content against its names, listings and records
@@ -23,6 +23,8 @@ pub(super) struct Fsck {
 
 impl Fsck {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        // Layers of an ordinary user hold files of other ids, which only root over these may read.
+        userns::enter(userns::Wanted { mounts: false })?;
         let store = if self.repair {
             Some(Store::open(&global.root, global.durability)?)
         } else {

@@ -22,7 +22,8 @@ use super::super::progress::Progress;
 use super::super::store::{
     self, Durability, LayerForm, LayerRecord, Store, measure, now, random_name,
 };
-use super::super::unpack::{self, Form, Ids, Layer, Limits, Options};
+use super::super::unpack::{self, Form, Layer, Limits, Options};
+use super::super::userns;
 use super::{Dangling, Findings, Kind};
 
 /// Where damaged blobs are set aside. Nothing removes what is in it.
@@ -208,7 +209,7 @@ fn again(
             LayerForm::Trusted => Form::Trusted,
             LayerForm::User => Form::User,
         },
-        ids: Ids::AsStored,
+        ids: userns::ids(),
         devices: true,
         limits: Limits::default(),
         durability: store.durability(),
