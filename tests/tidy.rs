@@ -202,20 +202,32 @@ fn unsafe_stands_only_in_sys_and_says_why_it_is_sound() {
 #[test]
 fn every_file_of_the_integration_tests_is_registered() {
     for binary in ["runtime", "image"] {
-        let folder = root().join("tests").join(binary);
-        let main = read(&folder.join("main.rs"));
-        for file in files_below(&folder) {
-            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
-            if name == "main" || file.parent() != Some(folder.as_path()) {
-                continue;
-            }
-            let registered = main
-                .lines()
-                .any(|line| line.trim() == format!("mod {name};"));
+        for file in files_below(&root().join("tests").join(binary)) {
+            let stem = file.file_stem().unwrap().to_string_lossy().into_owned();
+            let folder = file.parent().unwrap();
+            let (name, parent) = match stem.as_str() {
+                "main" => continue,
+                "mod" => (
+                    folder.file_name().unwrap().to_string_lossy().into_owned(),
+                    folder.parent().unwrap(),
+                ),
+                _ => (stem, folder),
+            };
+            let parent = ["main.rs", "mod.rs"]
+                .map(|name| parent.join(name))
+                .into_iter()
+                .find(|parent| parent.is_file())
+                .unwrap();
+            let line = format!("mod {name};");
+            let registered = read(&parent).lines().any(|found| {
+                let found = found.trim();
+                found == line || found.strip_prefix("pub(crate) ") == Some(line.as_str())
+            });
             assert!(
                 registered,
-                "{}: no `mod {name};` in tests/{binary}/main.rs, so it never runs",
-                shown(&file).display()
+                "{}: no `{line}` in {}, so it never runs",
+                shown(&file).display(),
+                shown(&parent).display()
             );
         }
     }

@@ -1,6 +1,10 @@
 //! The command line: options, exit codes, help, and what a failure looks like.
 
-use crate::support::{Call, ImageBuilder, Store, at, gzip, sha256, tree};
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::{Call, ImageBuilder, Store, at, gzip, own_state_root, sha256, tree};
 
 #[test]
 fn help_and_version_are_answers_and_no_store_is_made() {
@@ -69,5 +73,59 @@ fn builder_of_these_tests_writes_what_tar_reads() {
     assert_eq!(seen.len(), 7);
     if crate::support::needs::is_root() {
         assert_eq!((f.uid, f.gid), (3, 3_000_000));
+    }
+}
+
+#[test]
+fn every_member_that_a_listing_shows_as_json_is_described_in_the_docs() {
+    requires!(container);
+    own_state_root();
+    let store = Store::new();
+    let file = store.beside("image.tar");
+    ImageBuilder::busybox().tag("a:1").write_oci_archive(&file);
+    let imported = store
+        .call(["import", "--format", "json"])
+        .arg(&file)
+        .ok()
+        .json();
+    store.ok(["unpack", "--layers", "a:1"]);
+    store.ok(["volume", "create", "v"]);
+    let mut members = BTreeSet::new();
+    collect(&imported, &mut members);
+    for verb in [
+        &["list"][..],
+        &["inspect", "a:1"],
+        &["volume", "list"],
+        &["df", "-v"],
+        &["prune", "--dry-run", "--all", "--volumes"],
+        &["fsck"],
+    ] {
+        let shown = store.call(verb).args(["--format", "json"]).ok().json();
+        collect(&shown, &mut members);
+    }
+    assert!(
+        members.contains("digest") && members.len() > 30,
+        "{members:?}"
+    );
+
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by cargo, or as cargo would");
+    let page = std::fs::read_to_string(std::path::Path::new(&root).join("docs/IMAGE.md")).unwrap();
+    members.retain(|member| !page.contains(&format!("`{member}`")));
+    assert!(members.is_empty(), "not in docs/IMAGE.md: {members:?}");
+}
+
+/// The names of all members, but for those that an image or a person chose.
+fn collect(value: &Value, members: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect(item, members)),
+        Value::Object(object) => {
+            for (name, value) in object {
+                members.insert(name.clone());
+                if !["config", "labels", "kinds"].contains(&name.as_str()) {
+                    collect(value, members);
+                }
+            }
+        }
+        _ => {}
     }
 }

@@ -302,6 +302,12 @@ impl Call {
         }
     }
 
+    pub(crate) fn args<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            verb: self.verb.args(args),
+        }
+    }
+
     pub(crate) fn env(self, name: &str, value: impl AsRef<OsStr>) -> Self {
         Self {
             verb: self.verb.env(name, value),
