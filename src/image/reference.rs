@@ -58,15 +58,6 @@ impl Reference {
         })
     }
 
-    /// Without tag and digest, with the registry's host where there is one.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(crate) fn tag(&self) -> Option<&str> {
-        self.tag.as_deref()
-    }
-
     pub(crate) fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -237,8 +228,8 @@ mod tests {
             (&format!("h.x:1/a:t{pinned}"), "h.x:1/a", Some("t"), true),
         ] {
             let read = Reference::parse(text).unwrap();
-            assert_eq!(read.name(), name, "{text}");
-            assert_eq!(read.tag(), tag, "{text}");
+            assert_eq!(read.name, name, "{text}");
+            assert_eq!(read.tag.as_deref(), tag, "{text}");
             assert_eq!(read.digest().is_some(), digest, "{text}");
             let normal = read.to_string();
             let tagless = tag.is_none() || text.contains(tag.unwrap());

@@ -17,7 +17,7 @@ mod unpack;
 mod untag;
 mod volume;
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -190,6 +190,20 @@ fn store_root(given: Option<PathBuf>) -> Result<PathBuf> {
         }
     };
     std::path::absolute(&root).with_context(|| format!("--root {}", root.display()))
+}
+
+/// Whether a question would reach a person.
+fn somebody_is_there() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Show `text` on the terminal and ask: whether the answer is yes.
+fn confirmed(text: &str, question: &str) -> Result<bool> {
+    let mut answer = String::new();
+    let asked = write!(io::stderr(), "{text}{question} [y/N] ")
+        .and_then(|()| io::stdin().lock().read_line(&mut answer));
+    asked.context("ask on the terminal")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes" | "YES"))
 }
 
 /// Print a result. A reader that has gone, as `| head` has, is no failure of ours.

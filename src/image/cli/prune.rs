@@ -1,11 +1,10 @@
 //! `prune`: what nothing needs, removed.
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 use nix::unistd::Uid;
 
@@ -17,7 +16,7 @@ use crate::image::prune::{self, RuntimeRoots, registry};
 use crate::image::store::Store;
 use crate::report::{self, Hinted};
 
-use super::{Format, Global, print};
+use super::{Format, Global, confirmed, print, somebody_is_there};
 
 /// Remove what nothing needs: cached blobs, orphan layers, what dead commands left
 #[derive(Args)]
@@ -82,8 +81,7 @@ impl Prune {
             return super::registry::prune(dir, &options, self.yes, self.format);
         }
         // A script has nobody to ask: what it calls, it means.
-        let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
-        let asking = !self.dry_run && !self.yes && terminal;
+        let asking = !self.dry_run && !self.yes && somebody_is_there();
         let Some(store) = Store::existing(&global.root)? else {
             let mut nothing = Report::of(&Plan::default());
             nothing.dry_run = self.dry_run;
@@ -101,7 +99,7 @@ impl Prune {
         let plan = prune::plan(&store, &roots, &options)?;
         let mut planned = Report::of(&plan);
         planned.dry_run = self.dry_run;
-        if self.dry_run || (asking && !confirmed(&planned)?) {
+        if self.dry_run || (asking && !agreed(&planned)?) {
             if self.dry_run || self.format == Format::Json {
                 self.show(&planned)?;
             }
@@ -144,21 +142,12 @@ fn not_all(failed: usize) -> anyhow::Error {
     Hinted::new(text, hint).into()
 }
 
-/// Show the plan and ask. The answer has to begin with `y`.
-fn confirmed(planned: &Report) -> Result<bool> {
-    let mut terminal = io::stderr();
+/// Show the plan, and ask where there is something in it.
+fn agreed(planned: &Report) -> Result<bool> {
     let text = planned.plan_text();
-    let ask = || -> io::Result<String> {
-        terminal.write_all(text.as_bytes())?;
-        if planned.plan.is_empty() {
-            return Ok(String::new());
-        }
-        terminal.write_all(b"remove them? [y/N] ")?;
-        terminal.flush()?;
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = { ask }().context("ask on the terminal")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes" | "YES"))
+    if planned.plan.is_empty() {
+        print(&text)?;
+        return Ok(false);
+    }
+    confirmed(&text, "remove them?")
 }

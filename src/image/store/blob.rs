@@ -171,43 +171,6 @@ impl Store {
         }
         Ok(Put { size, fresh: true })
     }
-
-    /// Put a document that we made.
-    pub(crate) fn put_bytes(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(bytes);
-        self.put_blob(lease, &digest, Some(bytes.len() as u64), &mut &*bytes)?;
-        Ok(digest)
-    }
-
-    /// The digests of all blobs.
-    ///
-    /// # Errors
-    /// A directory that cannot be read, or a name in it that is no digest: nothing but blobs belongs there.
-    pub(crate) fn blobs(&self) -> Result<Vec<Digest>> {
-        let mut found = Vec::new();
-        for algorithm in super::entries(self.subdirectory("blobs")?.as_fd())? {
-            let algorithm = algorithm.to_string_lossy();
-            let dir = match self.subdirectory(&format!("blobs/{algorithm}")) {
-                Ok(dir) => dir,
-                Err(error) => return Err(error),
-            };
-            for name in super::entries(dir.as_fd())? {
-                let name = name.to_string_lossy();
-                let digest = format!("{algorithm}:{name}").parse().with_context(|| {
-                    format!(
-                        "{}: not a blob: look what it is and move it away",
-                        self.root()
-                            .join("blobs")
-                            .join(&*algorithm)
-                            .join(&*name)
-                            .display()
-                    )
-                })?;
-                found.push(digest);
-            }
-        }
-        Ok(found)
-    }
 }
 
 /// The error of a write to the store, with what helps where the disk is full.

@@ -87,11 +87,6 @@ impl Stage<'_> {
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
-
-    /// Its path, for messages and for programs that are given one.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.store.path.join("staging").join(&self.name)
-    }
 }
 
 impl Drop for Stage<'_> {
@@ -278,12 +273,9 @@ impl Store {
                 continue;
             }
             debug!("remove leftover staging/{}", name.display());
-            drop(renameat(
-                &staging,
-                name.as_os_str(),
-                &trash,
-                random_name()?.as_str(),
-            ));
+            let other = random_name()?;
+            // Where it cannot be moved it stays for the next command.
+            renameat(&staging, name.as_os_str(), &trash, other.as_str()).ok();
         }
         // A lease that cannot be read is prune's to name: it decides what stays.
         for name in self.leases().map(|leases| leases.dead).unwrap_or_default() {

@@ -13,7 +13,6 @@ mod record;
 mod remove;
 
 pub(crate) use blob::{Put, unwritten};
-pub(crate) use index::Names;
 pub(crate) use lease::{HeldLease, Kind, Lease, Leases, Stage};
 pub(crate) use lookup::Image;
 pub(crate) use measure::{Measure, measure};
@@ -23,7 +22,7 @@ pub(crate) use remove::{Trashed, remove_tree};
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -425,9 +424,4 @@ pub(crate) fn random_name() -> Result<String> {
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("read /dev/urandom")?;
     Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
-}
-
-/// The path by which the kernel finds an open descriptor again.
-pub(crate) fn descriptor_path(fd: BorrowedFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }

@@ -156,10 +156,7 @@ fn open_directory(parent: BorrowedFd, name: &OsStr) -> Result<OwnedFd> {
             let mode = fstat(&dir)?.st_mode;
             if mode & 0o700 != 0o700 {
                 // Root needs no permission; for others an error shows at the first unlink.
-                drop(fchmod(
-                    &dir,
-                    Mode::from_bits_truncate(mode & 0o7777 | 0o700),
-                ));
+                fchmod(&dir, Mode::from_bits_truncate(mode & 0o7777 | 0o700)).ok();
             }
             Ok(dir)
         }
