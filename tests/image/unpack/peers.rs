@@ -19,7 +19,7 @@ fn succeeds(command: &mut Command) {
 fn everything(l: &mut LayerBuilder) {
     l.mtime(1_000_000_000).owner(0, 0).dir("./", 0o755);
     l.dir("etc/", 0o755)
-        .file("./etc/passwd", "root:x:0:0::/:/bin/sh\n", 0o644);
+        .file("etc/passwd", "root:x:0:0::/:/bin/sh\n", 0o644);
     l.owner(42, 43)
         .file("etc/shadow", "secret", 0o640)
         .owner(0, 0);
@@ -88,7 +88,10 @@ fn umoci_makes_the_same_tree() {
                 .arg(format!("{}:a", layout.display()))
                 .arg(&theirs),
         );
-        assert_same_tree(&tree(&ours), &tree(&theirs));
+        let (ours, mut theirs) = (tree(&ours), tree(&theirs));
+        // A later layer changes the time of umoci's root.
+        theirs[0].mtime_ns = ours[0].mtime_ns;
+        assert_same_tree(&ours, &theirs);
     }
 }
 
