@@ -11,8 +11,10 @@ use crate::idmap::{Maps, Range};
 use crate::image::layers;
 use crate::image::manifest::Platform;
 use crate::image::progress::Progress;
+use crate::image::prune::filter;
 use crate::image::store::{Image, Kind, Store};
 use crate::image::unpack::{self, Form, Ids, Layer, Limits, Options, Report, place};
+use crate::image::userns;
 use crate::report;
 
 use super::Global;
@@ -48,7 +50,7 @@ pub(super) struct Unpack {
     no_devices: bool,
 
     /// Refuse an image whose files are larger in all, such as 20GB [default: 1TiB]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = filter::size)]
     max_size: Option<u64>,
 
     /// Refuse an image of more files and directories [default: 10000000]
@@ -61,7 +63,10 @@ impl Unpack {
         let own_maps = self.maps();
         let ids = match own_maps {
             Some(maps) => Ids::Mapped(maps),
-            None => Ids::AsStored,
+            None => {
+                userns::enter(userns::Wanted::default())?;
+                userns::ids()
+            }
         };
         let store = Store::open(&global.root, global.durability)?;
         let lease = store.lease("unpack")?;
@@ -139,21 +144,6 @@ fn image_layers(store: &Store, image: &Image) -> Result<Vec<Layer>> {
             })
         })
         .collect()
-}
-
-fn size(text: &str) -> Result<u64> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "" => 1,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        _ => bail!("{text:?} is not a size such as 500MB"),
-    };
-    let number: u64 = number.parse()?;
-    number.checked_mul(factor).context("too large")
 }
 
 fn say(report: &Report) {

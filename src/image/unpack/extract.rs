@@ -119,11 +119,7 @@ impl<'t> Extraction<'t> {
         let path = clean(&entry.path)?;
         self.entries += 1;
         self.first_time.get_or_insert(entry.mtime);
-        let made = self.entries.saturating_add(self.tree.implied);
-        let most = self.options.limits.entries;
-        if made > most {
-            bail!("more than {most} files and directories: the limit is set with --max-entries");
-        }
+        self.count()?;
         if path.is_empty() {
             return self.root_entry(entry);
         }
@@ -160,6 +156,16 @@ impl<'t> Extraction<'t> {
             }
         }
         self.touch(name);
+        // With the directories that were made on the way.
+        self.count()
+    }
+
+    /// Compare what was made with the limit (S-6).
+    fn count(&self) -> Result<()> {
+        let most = self.options.limits.entries;
+        if self.entries.saturating_add(self.tree.implied) > most {
+            bail!("more than {most} files and directories: the limit is set with --max-entries");
+        }
         Ok(())
     }
 
