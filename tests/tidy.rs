@@ -523,8 +523,12 @@ fn rooms_named_in(code: &str, room: &str, rooms: &BTreeSet<String>) -> BTreeSet<
     for (at, start) in code.match_indices("super::") {
         for name in first_names(&code[at + start.len()..]) {
             // A room's own file of that name is what is meant there.
-            let own = root().join(format!("src/{room}/{name}.rs"));
-            if !own.is_file() && !root().join(format!("src/{room}/{name}/mod.rs")).is_file() {
+            let own = sources().into_iter().any(|file| {
+                room_of(&file).as_deref() == Some(room)
+                    && (file.file_stem().is_some_and(|stem| stem == name.as_str())
+                        || file.ends_with(format!("{name}/mod.rs")))
+            });
+            if !own {
                 named.insert(name);
             }
         }
