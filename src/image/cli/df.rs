@@ -10,6 +10,7 @@ use crate::image::output;
 use crate::image::prune::{self, RuntimeRoots};
 use crate::image::store::{Guard, Store};
 use crate::image::usage::{self, Usage};
+use crate::image::userns::{self, Wanted};
 use crate::report;
 
 use super::{Format, Global, print};
@@ -32,6 +33,8 @@ pub(super) struct Df {
 
 impl Df {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        // What belongs to a user's subordinate ids is measured by who is root over them.
+        userns::enter(Wanted { mounts: false })?;
         let store = Store::existing(&global.root)?;
         let usage = match &store {
             Some(store) => {

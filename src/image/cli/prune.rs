@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use nix::unistd::Uid;
 
 use crate::image::output;
 use crate::image::prune::filter::{self, Filter};
@@ -14,7 +13,8 @@ use crate::image::prune::plan::{Options, Plan};
 use crate::image::prune::report::Report;
 use crate::image::prune::{self, RuntimeRoots, registry};
 use crate::image::store::Store;
-use crate::report::{self, Hinted};
+use crate::image::userns::{self, Wanted};
+use crate::report;
 
 use super::{Format, Global, confirmed, print, somebody_is_there};
 
@@ -80,6 +80,8 @@ impl Prune {
             };
             return super::registry::prune(dir, &options, self.yes, self.format);
         }
+        // What belongs to a user's subordinate ids is measured and removed by who is root over them.
+        userns::enter(Wanted { mounts: false })?;
         // A script has nobody to ask: what it calls, it means.
         let asking = !self.dry_run && !self.yes && somebody_is_there();
         let Some(store) = Store::existing(&global.root)? else {
@@ -135,11 +137,7 @@ fn not_all(failed: usize) -> anyhow::Error {
         1 => "1 thing could not be removed".to_owned(),
         many => format!("{many} things could not be removed"),
     };
-    if Uid::effective().is_root() {
-        return anyhow::Error::msg(text);
-    }
-    let hint = "what belongs to subordinate ids can be removed within their user namespace";
-    Hinted::new(text, hint).into()
+    anyhow::Error::msg(text)
 }
 
 /// Show the plan, and ask where there is something in it.

@@ -1,5 +1,7 @@
 //! What is kept because something needs it, and what stops the sweep.
 
+use std::os::unix::fs::chown;
+
 use super::*;
 
 // B-1: a running container's image was looked for by the name as it was typed.
@@ -209,9 +211,10 @@ fn b_4_a_directory_that_may_not_be_read_stops_the_sweep() {
             .status()
             .unwrap();
         store.ok(["untag", "gone:1"]);
-        fs::set_permissions(store.path(dir), fs::Permissions::from_mode(0o000)).unwrap();
+        // Another user's, so that not even the root of the caller's user namespace may look in.
+        chown(store.path(dir), Some(0), Some(0)).unwrap();
         let said = refused(&store, &["--all"]);
-        fs::set_permissions(store.path(dir), fs::Permissions::from_mode(0o700)).unwrap();
+        chown(store.path(dir), Some(NOBODY), Some(NOBODY)).unwrap();
         said.fails_with(dir);
         assert_whole(&store, &gone);
     }
