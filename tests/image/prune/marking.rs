@@ -212,6 +212,7 @@ fn b_4_a_directory_that_may_not_be_read_stops_the_sweep() {
             .unwrap();
         store.ok(["untag", "gone:1"]);
         // Another user's, so that not even the root of the caller's user namespace may look in.
+        fs::set_permissions(store.path(dir), fs::Permissions::from_mode(0o700)).unwrap();
         chown(store.path(dir), Some(0), Some(0)).unwrap();
         let said = refused(&store, &["--all"]);
         chown(store.path(dir), Some(NOBODY), Some(NOBODY)).unwrap();
