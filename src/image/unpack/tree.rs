@@ -12,7 +12,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, unlinkat};
@@ -21,13 +21,13 @@ use crate::sys::attribute;
 use crate::sys::fd::set_attribute;
 use crate::sys::path::file_type;
 
+use super::Options;
 use super::archive::Time;
 use super::attributes::{Attributes, Remarks, Rules};
 use super::listing::{Line, Listing};
 use super::lower::{self, look, open_directory};
 use super::names::DEEPEST;
 use super::touched::Touched;
-use super::{Form, Options};
 use crate::image::store::{self, Durability};
 
 /// As many symbolic links as the kernel follows in one resolution (path_resolution(7)).
@@ -76,7 +76,6 @@ pub(super) struct Tree<'t> {
     entered: Option<Vec<u8>>,
     /// Nearest first; only in overlay form.
     parents: &'t [OwnedFd],
-    pub(super) form: Form,
     pub(super) rules: Rules,
     mark: Option<CString>,
     pub(super) given: Given,
@@ -118,7 +117,6 @@ impl<'t> Tree<'t> {
             frames: vec![frame],
             entered: Some(Vec::new()),
             parents,
-            form: options.form,
             mark: rules.opaque_mark(),
             rules,
             given,
@@ -551,12 +549,6 @@ impl<'t> Tree<'t> {
                 .with_context(|| frame.name.escape_ascii().to_string())?;
         }
         Ok(())
-    }
-
-    /// Leave the directory entered for the one that holds it.
-    pub(super) fn leave(&mut self) -> Result<()> {
-        self.entered = None;
-        self.leave_to(self.frames.len().saturating_sub(2))
     }
 
     fn close(&self, frame: &Frame) -> Result<()> {
