@@ -90,6 +90,11 @@ fn until(text: &str) -> Result<Until> {
 
 /// An RFC 3339 time in Unix seconds, with `Z` or an offset; none where it is something else, 0 before 1970.
 pub(super) fn unix_seconds(text: &str) -> Option<u64> {
+    // The year of a time that was never set is 1 (Go's zero time), or 1970.
+    let (year, rest) = text.split_at_checked(4)?;
+    if year.parse::<u32>().is_ok_and(|year| year < 1970) && rest.starts_with('-') {
+        return Some(0);
+    }
     if let Ok(time) = humantime::parse_rfc3339_weak(text) {
         return Some(
             time.duration_since(UNIX_EPOCH)

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::image::output::{self, Table};
 
-use super::plan::{Item, Plan, Sort};
+use crate::image::prune::plan::{Item, Plan, Sort};
 
 /// Counts of one sort.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
