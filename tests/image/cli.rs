@@ -121,7 +121,7 @@ fn collect(value: &Value, members: &mut BTreeSet<String>) {
         Value::Object(object) => {
             for (name, value) in object {
                 members.insert(name.clone());
-                if !["config", "labels", "kinds"].contains(&name.as_str()) {
+                if !["config", "labels", "manifest"].contains(&name.as_str()) {
                     collect(value, members);
                 }
             }
