@@ -66,8 +66,6 @@ fn names_that_climb_or_are_absolute_stay_inside_whatever_the_type() {
             "../canary/.wh..wh..opq",
             "..",
             "../",
-            "/..",
-            "/../..",
             "./..",
             "",
         ] {
@@ -114,12 +112,12 @@ fn through(l: &mut LayerBuilder, way: &str) {
 #[test]
 fn nothing_goes_through_a_link_that_leads_outside() {
     requires!(root);
-    let targets: [&dyn Fn(&str) -> String; 5] = [
+    // All end in the canary: if one were followed, nothing else of the machine would be harmed.
+    let targets: [&dyn Fn(&str) -> String; 4] = [
         &|outside| outside.to_owned(),
         &|_| "../canary".to_owned(),
-        &|_| "../../../../../../../../..".to_owned(),
+        &|outside| format!("../../../../../../../../..{outside}"),
         &|outside| format!("/proc/self/root{outside}"),
-        &|_| "/proc/self/cwd".to_owned(),
     ];
     for target in targets {
         // In one layer, in the next, and through a second link.
