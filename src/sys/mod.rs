@@ -12,6 +12,8 @@ pub(crate) mod bpf;
 pub(crate) mod errno;
 pub(crate) mod fd;
 pub(crate) mod filter;
+#[cfg(feature = "image")]
+pub(crate) mod landlock;
 pub(crate) mod mount;
 pub(crate) mod net;
 pub(crate) mod path;

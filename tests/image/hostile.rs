@@ -288,3 +288,52 @@ fn a_link_in_place_of_the_target_is_not_written_through() {
         .fails_with("not empty");
     canary.assert_untouched();
 }
+
+// S-15
+#[test]
+fn the_extractor_can_change_nothing_but_its_target_and_has_few_capabilities() {
+    requires!(root, command "strace");
+    let store = Store::new();
+    store.import(
+        &ImageBuilder::new()
+            .layer(|l| {
+                l.file("first", "x", 0o600);
+            })
+            .tag("one:1")
+            .build(),
+    );
+    let trace = store.beside("trace");
+    store
+        .call(["unpack", "one:1"])
+        .arg(store.beside("tree"))
+        .under([
+            "strace",
+            "-f",
+            "-qq",
+            "-s",
+            "64",
+            "-o",
+            trace.to_str().unwrap(),
+        ])
+        .ok();
+    let text = fs::read_to_string(&trace).unwrap();
+    let at = |words: &[&str]| {
+        text.lines()
+            .position(|line| words.iter().all(|word| line.contains(word)))
+    };
+    let first = at(&["openat(", "\"first\""]).expect("the file is written");
+    let dropped = at(&["capset(", "CAP_CHOWN"]).expect("capabilities are dropped");
+    assert!(dropped < first, "{text}");
+    assert!(
+        !text
+            .lines()
+            .nth(dropped)
+            .unwrap()
+            .contains("CAP_SYS_PTRACE")
+    );
+    // A kernel without Landlock says so, and then the capabilities are all.
+    if at(&["landlock_create_ruleset(NULL", ") = -1"]).is_none() {
+        let confined = at(&["landlock_restrict_self(", "= 0"]).expect("the thread is confined");
+        assert!(confined < first, "{text}");
+    }
+}

@@ -76,16 +76,6 @@ fn run(store: &Store, options: &[&str], command: &[&str]) -> Call {
         .args(command)
 }
 
-trait Args {
-    fn args(self, args: &[&str]) -> Self;
-}
-
-impl Args for Call {
-    fn args(self, args: &[&str]) -> Self {
-        args.iter().fold(self, |call, arg| call.arg(arg))
-    }
-}
-
 /// A later command that is about bundles.
 fn any_command(store: &Store) {
     drop(

@@ -35,11 +35,11 @@ pub(crate) struct Line {
 
 /// Writes lines as they come.
 pub(super) struct Listing<'w> {
-    out: Option<&'w mut dyn Write>,
+    out: Option<&'w mut (dyn Write + Send)>,
 }
 
 impl<'w> Listing<'w> {
-    pub(super) fn new(out: Option<&'w mut dyn Write>) -> Self {
+    pub(super) fn new(out: Option<&'w mut (dyn Write + Send)>) -> Self {
         Self { out }
     }
 

@@ -14,10 +14,16 @@ mod tree;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::panic::resume_unwind;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use caps::Capability;
 
 use crate::idmap;
+use crate::report::debug;
+use crate::sys::landlock;
+use crate::sys::process::{capget, capset};
 
 use super::digest::Digest;
 use super::manifest::Descriptor;
@@ -111,9 +117,11 @@ pub(crate) fn flat(
     options: &Options,
     progress: &Progress,
 ) -> Result<Report> {
-    let mut extraction = Extraction::new(target, &[], options, Listing::new(None))?;
-    pipeline::run(layers, progress, |_, stream| extraction.layer(stream))?;
-    extraction.finish()
+    confined(target, || {
+        let mut extraction = Extraction::new(target, &[], options, Listing::new(None))?;
+        pipeline::run(layers, progress, |_, stream| extraction.layer(stream))?;
+        extraction.finish()
+    })
 }
 
 /// Unpack one layer into the empty directory `target` as a lower directory of overlayfs, over the layers `parents`,
@@ -126,12 +134,54 @@ pub(crate) fn overlay(
     parents: &[OwnedFd],
     layer: Layer,
     options: &Options,
-    listing: &mut dyn Write,
+    listing: &mut (dyn Write + Send),
     progress: &Progress,
 ) -> Result<Report> {
-    let mut extraction = Extraction::new(target, parents, options, Listing::new(Some(listing)))?;
-    pipeline::run(vec![layer], progress, |_, stream| extraction.layer(stream))?;
-    extraction.finish()
+    confined(target, || {
+        let mut extraction =
+            Extraction::new(target, parents, options, Listing::new(Some(listing)))?;
+        pipeline::run(vec![layer], progress, |_, stream| extraction.layer(stream))?;
+        extraction.finish()
+    })
+}
+
+/// What the extractor may do of what the administrator may; MKNOD for devices, SYS_ADMIN for `trusted.*` attributes.
+const CAPABILITIES: [Capability; 8] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_SETFCAP,
+    Capability::CAP_MKNOD,
+    Capability::CAP_SYS_ADMIN,
+];
+
+/// Do `work`, which reads what anybody may have made, in a thread that can change nothing but `target`, and with few
+/// capabilities (S-15). The second wall: the first is that the extractor names nothing outside.
+fn confined<T: Send>(target: BorrowedFd, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let wall = || -> Result<()> {
+        let kept = CAPABILITIES
+            .iter()
+            .fold(0, |kept, capability| kept | capability.bitmask());
+        let mut sets = capget()?;
+        sets.permitted &= kept;
+        sets.effective &= kept;
+        sets.inheritable = 0;
+        capset(sets)?;
+        if !landlock::confine_changes(&[target])? {
+            debug!("this kernel has no Landlock for the extractor");
+        }
+        Ok(())
+    };
+    thread::scope(|threads| {
+        let done = threads.spawn(|| {
+            wall().context("confine the extractor")?;
+            work()
+        });
+        // A panic ends the program (Cargo.toml), so there is always an outcome.
+        done.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// Check a layer's DiffID without unpacking it.
