@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::digest::{Digest, Hasher};
 use super::manifest::{
-    self, Descriptor, Document, Manifest, Platform, is_nondistributable, kind, media_type,
+    Descriptor, Document, Manifest, Platform, is_nondistributable, kind, media_type,
 };
 use super::output;
 use super::progress::{Bar, Progress};
@@ -80,26 +80,9 @@ struct Plan<'s> {
 impl Plan<'_> {
     fn image(&mut self, text: &str, platform: Option<&Platform>) -> Result<()> {
         let (name, target) = self.store.find(text)?;
-        let target = match (platform, kind(&target.media_type)) {
-            (Some(want), Some(manifest::Kind::Index)) => match self.document(&target)? {
-                Document::Index(index) => {
-                    let store = self.store;
-                    manifest::choose(&index, want, &mut |child| store.document(child))?
-                }
-                Document::Manifest(_) => target,
-            },
-            (Some(want), _) => {
-                self.store.load(None, &target, None).and_then(|image| {
-                    let there = &image.config.platform;
-                    if there.matches(want) {
-                        Ok(())
-                    } else {
-                        Err(manifest::NoSuchPlatform::new(want, &[there.to_string()]).into())
-                    }
-                })?;
-                target
-            }
-            (None, _) => target,
+        let target = match platform {
+            Some(_) => self.store.load(None, &target, platform)?.descriptor,
+            None => target,
         };
         self.add(&target)?;
         let mut entry = Descriptor::new(&target.media_type, target.digest, target.size);

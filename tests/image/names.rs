@@ -183,3 +183,33 @@ fn l_41_a_name_that_means_two_images_is_refused() {
     assert_eq!(names(&store), [("a:1".to_owned(), two.digest.clone())]);
     assert_holds(&store, &[&two]);
 }
+
+// L-35
+#[test]
+fn l_35_another_platform_than_that_of_a_single_image_is_refused_where_it_is_asked_for() {
+    let store = Store::new();
+    store.import(
+        &image("a")
+            .platform("linux", "s390x", None)
+            .tag("a:1")
+            .build(),
+    );
+    let tree = store.beside("tree");
+    let tree = tree.to_str().unwrap();
+    for verb in [
+        &["inspect", "a:1"][..],
+        &["unpack", "a:1", tree],
+        &["unpack", "--layers", "a:1"],
+        &["bundle", "a:1", tree],
+        &["run", "a:1"],
+    ] {
+        store
+            .call(verb)
+            .args(["--platform", "linux/arm64"])
+            .run()
+            .fails_with("no image for linux/arm64; there is linux/s390x");
+    }
+    store.ok(["unpack", "--platform", "linux/s390x", "a:1", tree]);
+    // Nothing was asked for: there is no other.
+    store.ok(["unpack", "--layers", "a:1"]);
+}

@@ -123,7 +123,7 @@ impl Search<'_> {
                 None => return Ok(()),
             },
         };
-        let distance = if platform.os.is_empty() && platform.architecture.is_empty() {
+        let distance = if platform.is_unsaid() {
             UNSAID
         } else {
             match platform.distance(self.want) {

@@ -50,6 +50,15 @@ impl Platform {
         self.distance(want).is_some()
     }
 
+    /// As `matches`; an image that does not say what it is for suits everything.
+    pub(crate) fn suits(&self, want: &Self) -> bool {
+        self.is_unsaid() || self.matches(want)
+    }
+
+    pub(super) fn is_unsaid(&self) -> bool {
+        self.os.is_empty() && self.architecture.is_empty()
+    }
+
     /// How far an image for this platform is from `want`: 0 when it is made for exactly that, more the older the
     /// variant it is made for, none where it does not run.
     pub(super) fn distance(&self, want: &Self) -> Option<u32> {

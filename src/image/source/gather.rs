@@ -344,7 +344,7 @@ impl Gathering<'_, '_> {
             .with_context(|| format!("blob {}", manifest.config.digest))?;
         config.fits(manifest)?;
         if let Some(want) = want
-            && !config.platform.matches(want)
+            && !config.platform.suits(want)
         {
             return Err(NoSuchPlatform::new(want, &[config.platform.to_string()]).into());
         }

@@ -119,7 +119,8 @@ impl Store {
             .with_context(|| format!("image {}", output::visible(text)))
     }
 
-    /// Read the documents of an image.
+    /// Read the documents of an image. Where a name leads to one manifest, another platform than its own is refused when
+    /// it is asked for; this machine's is not insisted on.
     pub(crate) fn load(
         &self,
         name: Option<String>,
@@ -153,6 +154,14 @@ impl Store {
         config
             .fits(&manifest)
             .with_context(|| format!("manifest {}", descriptor.digest))?;
+        // An index has been searched; what a manifest that stands alone is for, only its configuration says for certain.
+        if let Some(wanted) = platform
+            && descriptor.digest == target.digest
+            && !config.platform.suits(wanted)
+        {
+            let there = config.platform.to_string();
+            return Err(manifest::NoSuchPlatform::new(wanted, &[there]).into());
+        }
         Ok(Image {
             name,
             target: target.clone(),
