@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Read};
 use anyhow::{Context as _, Result, bail};
 use flate2::bufread::GzDecoder;
 
-use crate::report;
+use crate::report::{self, Hinted};
 
 /// The largest zstd window that is accepted, as a power of two: 128 MiB, what the zstd tool decompresses unasked. A
 /// frame may ask for 2 GiB, and the decoder would allocate it.
@@ -38,6 +38,16 @@ pub(crate) fn sniff(start: &[u8]) -> Compression {
         [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ => Compression::None,
+    }
+}
+
+/// A compression that is not read, and what undoes it.
+fn unread(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    match start {
+        [0xfd, b'7', b'z', b'X', b'Z', 0x00, ..] => Some(("xz", "xz -dc")),
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some(("bzip2", "bzip2 -dc")),
+        [0x04, 0x22, 0x4d, 0x18, ..] => Some(("lz4", "lz4 -dc")),
+        _ => None,
     }
 }
 
@@ -105,8 +115,16 @@ pub(crate) fn decoder<'a>(
 pub(crate) fn sniffed<'a>(
     mut reader: impl BufRead + Send + 'a,
 ) -> Result<Box<dyn Read + Send + 'a>> {
-    Ok(match sniff(reader.fill_buf().context("read its start")?) {
-        Compression::None => Box::new(reader),
+    let start = reader.fill_buf().context("read its start")?;
+    Ok(match sniff(start) {
+        Compression::None => match unread(start) {
+            Some((name, tool)) => {
+                let hint = format!("decompress it first: `{tool} FILE | pelagos-image import -`");
+                let error = format!("it is compressed with {name}; gzip and zstd are read");
+                return Err(Hinted::new(error, hint).into());
+            }
+            None => Box::new(reader),
+        },
         Compression::Gzip => Box::new(Members::new(reader)),
         Compression::Zstd => Box::new(zstd_frames(reader)?),
     })

@@ -1066,3 +1066,38 @@ fn what_umoci_writes_is_imported() {
     let outcome = import(&store, &lay).ok();
     assert!(outcome.stdout.starts_with("lay:v1 sha256:"), "{outcome}");
 }
+
+#[test]
+fn an_archive_compressed_in_a_way_that_is_not_read_says_how_and_what_undoes_it() {
+    let store = Store::new();
+    for (name, start) in [
+        ("xz", &b"\xfd7zXZ\0"[..]),
+        ("bzip2", b"BZh91AY&SY"),
+        ("lz4", b"\x04\x22\x4d\x18"),
+    ] {
+        let file = store.beside(name);
+        fs::write(&file, [start, &[7; 4096]].concat()).unwrap();
+        let outcome = import(&store, &file);
+        outcome.fails_with(&format!("it is compressed with {name}"));
+        assert!(
+            outcome
+                .stderr
+                .contains(&format!("hint: decompress it first: `{name} -dc FILE")),
+            "{outcome}"
+        );
+    }
+    assert_unchanged(&store, &(Vec::new(), Vec::new()));
+}
+
+#[test]
+fn what_skopeo_writes_as_dir_is_known_by_its_version_and_manifest() {
+    let store = Store::new();
+    let dir = store.beside("dir");
+    fs::create_dir(&dir).unwrap();
+    import(&store, &dir).fails_with("a directory without oci-layout");
+    fs::write(dir.join("version"), "Directory Transport Version: 1.1\n").unwrap();
+    fs::write(dir.join("manifest.json"), "{}").unwrap();
+    let outcome = import(&store, &dir);
+    outcome.fails_with("a directory without oci-layout");
+    assert!(outcome.stderr.contains("skopeo copy dir:"), "{outcome}");
+}

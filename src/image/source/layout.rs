@@ -5,11 +5,12 @@ use std::io::{BufReader, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 
+use crate::report::Hinted;
 use crate::sys::path::{file_type, open_in_root};
 
 use super::super::digest::Digest;
@@ -28,7 +29,18 @@ pub(super) fn read(
 ) -> Result<Vec<Candidate>> {
     let layout = Layout { dir };
     let Some(version) = layout.file("oci-layout")? else {
-        bail!("a directory without oci-layout: not an image layout");
+        let error = "a directory without oci-layout: not an image layout";
+        // What skopeo's `dir:` writes has blobs, but neither names nor an index.
+        return Err(
+            match layout.file("version")?.is_some() && layout.file("manifest.json")?.is_some() {
+                true => Hinted::new(
+                    error,
+                    "`skopeo copy dir:DIR oci-archive:FILE` makes one that is",
+                )
+                .into(),
+                false => anyhow!(error),
+            },
+        );
     };
     check_version(&small(version, "oci-layout")?)?;
     let index = layout.file("index.json")?.context("no index.json")?;
