@@ -65,6 +65,7 @@ mod export;
 mod foreground;
 mod fsck;
 mod layers;
+mod mounts;
 mod prune;
 mod run;
 mod usage;

@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use crate::report::debug;
 use crate::sys::mount::{Parameter, attach, new_filesystem};
 
+use super::super::mounts;
 use super::super::store::LayerForm;
 
 /// What is mounted.
@@ -239,30 +240,7 @@ fn mount_points(table: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-}
-
-/// Octal escapes, `\040` for a space.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) if *first == b'\\' => {
-                plain.push(code);
-                rest = &after[3..];
-            }
-            _ => {
-                plain.push(*first);
-                rest = after;
-            }
-        }
-    }
-    plain
+        .map(mounts::unescape)
 }
 
 #[cfg(test)]

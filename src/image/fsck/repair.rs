@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -18,6 +17,7 @@ use crate::report::sentence;
 
 use super::super::digest::Digest;
 use super::super::manifest::{Descriptor, media_type};
+use super::super::mounts::{self, Named};
 use super::super::progress::Progress;
 use super::super::store::{
     self, Durability, LayerForm, LayerRecord, Store, measure, now, random_name,
@@ -264,35 +264,16 @@ fn free(store: &Store, record: &LayerRecord) -> Result<()> {
         );
     }
     free_of_leases(store, store::Kind::Layer, &chain.to_string())?;
-    for table in mount_tables()? {
-        let table = std::fs::read(table).unwrap_or_default();
-        let named = table
-            .windows(chain.hex().len())
-            .any(|words| words == chain.hex().as_bytes());
-        if named {
-            bail!("it is mounted: unmount it, then repair");
-        }
+    let layer = Named::Layer(chain.hex().to_owned());
+    let mounted = mounts::mounted()?;
+    if mounted
+        .paths
+        .iter()
+        .any(|path| mounts::named(path).contains(&layer))
+    {
+        bail!("it is mounted: unmount it, then repair");
     }
     Ok(())
-}
-
-/// The mount tables of all processes, one for each mount namespace that can be looked into.
-fn mount_tables() -> Result<Vec<PathBuf>> {
-    let mut tables = vec![PathBuf::from("/proc/self/mountinfo")];
-    let mut seen: Vec<_> = std::fs::read_link("/proc/self/ns/mnt")
-        .into_iter()
-        .collect();
-    for process in std::fs::read_dir("/proc").context("read /proc")? {
-        let process = process.context("read /proc")?.path();
-        let Ok(namespace) = std::fs::read_link(process.join("ns/mnt")) else {
-            continue;
-        };
-        if !seen.contains(&namespace) {
-            seen.push(namespace);
-            tables.push(process.join("mountinfo"));
-        }
-    }
-    Ok(tables)
 }
 
 fn open(dir: BorrowedFd, name: &str, flags: OFlag) -> Result<OwnedFd> {

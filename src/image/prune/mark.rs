@@ -8,11 +8,11 @@ use anyhow::{Context as _, Error, Result, bail};
 
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
+use crate::image::mounts::{self, Named, named};
 use crate::image::output::visible;
 use crate::image::store::{Kind, Leases, Store};
 use crate::report::{self, Hinted};
 
-use super::mounts::{self, Named, named};
 use super::roots::{self, Bundle, Container, RuntimeRoots};
 use super::scan::Scan;
 use super::walk::{Reach, Walker};

@@ -6,7 +6,6 @@
 
 pub(crate) mod filter;
 pub(crate) mod mark;
-mod mounts;
 pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod report;

@@ -13,11 +13,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::idmap;
+use crate::image::mounts::lower_list;
 use crate::image::store::BundleRecord;
 use crate::report::Hinted;
 
 use super::mark::Fault;
-use super::mounts::lower_list;
 
 /// The version of the runtime's `state.json` that is understood.
 const STATE_SCHEMA: u32 = 1;

@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result};
 
 /// Paths that some mount stands on.
 #[derive(Debug, Default)]
-pub(super) struct Mounted {
-    pub(super) paths: BTreeSet<PathBuf>,
+pub(crate) struct Mounted {
+    pub(crate) paths: BTreeSet<PathBuf>,
 }
 
 /// Read the mount tables of all processes, each mount namespace once.
@@ -21,7 +21,7 @@ pub(super) struct Mounted {
 ///
 /// # Errors
 /// Our own table, or /proc itself, cannot be read.
-pub(super) fn mounted() -> Result<Mounted> {
+pub(crate) fn mounted() -> Result<Mounted> {
     let mut found = Mounted::default();
     let own = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     paths(&own, &mut found.paths);
@@ -94,7 +94,7 @@ fn lower_directories(options: &[u8], into: &mut BTreeSet<PathBuf>) {
 }
 
 /// The elements of `lowerdir=`: a colon that belongs to a path has a backslash before it.
-pub(super) fn lower_list(value: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn lower_list(value: &[u8]) -> Vec<Vec<u8>> {
     let mut all = vec![Vec::new()];
     let mut bytes = value.iter();
     while let Some(byte) = bytes.next() {
@@ -110,7 +110,7 @@ pub(super) fn lower_list(value: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// `\040` and its like: a backslash and three octal digits stand for a byte.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
@@ -140,14 +140,14 @@ fn path(bytes: &[u8]) -> PathBuf {
 /// What of a store a path names, judged by its components alone: it may be relative, go through links, or be seen from
 /// another root.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Named {
+pub(crate) enum Named {
     /// The 64 hex characters of a ChainID. Some other hash may look so; then too much is kept.
     Layer(String),
     Volume(String),
 }
 
 /// Every layer and volume that `path` may name.
-pub(super) fn named(path: &Path) -> Vec<Named> {
+pub(crate) fn named(path: &Path) -> Vec<Named> {
     let names: Vec<&str> = path
         .components()
         .filter_map(|component| match component {
