@@ -129,3 +129,35 @@ fn collect(value: &Value, members: &mut BTreeSet<String>) {
         _ => {}
     }
 }
+
+#[test]
+fn every_verb_has_a_manual_page_the_verbs_of_a_verb_too() {
+    let store = Store::new();
+    let man = store.beside("man");
+    store.call(["generate", "man"]).arg(&man).ok();
+    for page in [
+        "pelagos-image",
+        "pelagos-image-run",
+        "pelagos-image-volume-create",
+    ] {
+        let text = std::fs::read_to_string(man.join(format!("{page}.8"))).unwrap();
+        assert!(text.contains(".TH"), "{page}");
+        // What a page refers to is there.
+        for other in text.lines().filter_map(|line| line.strip_suffix("(8)")) {
+            let other = other.replace('\\', "");
+            assert!(man.join(format!("{other}.8")).exists(), "{page}: {other}");
+        }
+    }
+    assert!(!man.join("pelagos-image-generate.8").exists());
+}
+
+#[test]
+fn the_help_of_a_verb_has_its_own_options_before_those_of_all() {
+    let help = Call::new(["prune", "--help"]).ok().stdout;
+    let at = |option: &str| {
+        help.find(option)
+            .unwrap_or_else(|| panic!("{option}: {help}"))
+    };
+    assert!(at("--keep-storage") < at("--root"), "{help}");
+    assert!(at("--runtime-root") < at("--sync"), "{help}");
+}

@@ -17,6 +17,7 @@ pub(super) struct Fsck {
     #[arg(long)]
     repair: bool,
 
+    /// The shape of the output
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 }

@@ -31,13 +31,14 @@ impl Generate {
         match self.kind {
             Kind::Man => {
                 program.build();
-                let pages = std::iter::once((name.clone(), &program)).chain(
-                    program
-                        .get_subcommands()
-                        .filter(|verb| !verb.is_hide_set())
-                        .map(|verb| (format!("{name}-{}", verb.get_name()), verb)),
-                );
-                for (title, command) in pages {
+                let mut pages = vec![(name.clone(), &program)];
+                while let Some((title, command)) = pages.pop() {
+                    pages.extend(
+                        command
+                            .get_subcommands()
+                            .filter(|verb| !verb.is_hide_set())
+                            .map(|verb| (format!("{title}-{}", verb.get_name()), verb)),
+                    );
                     let path = self.dir.join(format!("{title}.8"));
                     let mut file = File::create(&path)
                         .with_context(|| format!("create {}", path.display()))?;

@@ -50,6 +50,9 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Where the help lists the options that every verb has: after the verb's own.
+const AFTER_THE_VERBS: usize = 900;
+
 #[derive(Parser)]
 #[command(
     name = "pelagos-image",
@@ -60,13 +63,14 @@ pub(crate) enum Format {
 )]
 struct CommandLine {
     /// The store [default: /var/lib/pelagos; for an ordinary user $XDG_DATA_HOME/pelagos]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", display_order = AFTER_THE_VERBS)]
     root: Option<PathBuf>,
 
     /// When content has to be on the disk: not at all, once before it is recorded, or file by file
     #[arg(
         long,
         global = true,
+        display_order = AFTER_THE_VERBS,
         value_enum,
         default_value_t,
         value_name = "HOW",
@@ -75,11 +79,11 @@ struct CommandLine {
     sync: Durability,
 
     /// Only results and errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = AFTER_THE_VERBS)]
     quiet: bool,
 
     /// Say the steps of the work
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = AFTER_THE_VERBS)]
     debug: bool,
 
     #[command(subcommand)]

@@ -38,11 +38,12 @@ impl Rm {
         // One that cannot go does not keep the others.
         let mut failures = Vec::new();
         for thing in &self.things {
-            let done = match bundle::by_path(&store, Path::new(thing))? {
-                Some(record) => Containers::read(&state_root).and_then(|containers| {
+            let done = match bundle::by_path(&store, Path::new(thing)) {
+                Err(error) => Err(error),
+                Ok(Some(record)) => Containers::read(&state_root).and_then(|containers| {
                     bundle::remove(&store, &containers, &record, self.force).map(drop)
                 }),
-                None => remove_image(&store, &state_root, thing, self.force)
+                Ok(None) => remove_image(&store, &state_root, thing, self.force)
                     .and_then(|said| if global.quiet { Ok(()) } else { print(&said) }),
             };
             failures.extend(done.err());
