@@ -53,7 +53,8 @@ pub(crate) fn export(
         blobs: BTreeMap::new(),
     };
     for image in images {
-        plan.image(image, platform)
+        let found = store.find(image)?;
+        plan.image(found, platform)
             .with_context(|| format!("image {}", output::visible(image)))?;
     }
     plan.referrers()?;
@@ -78,8 +79,11 @@ struct Plan<'s> {
 }
 
 impl Plan<'_> {
-    fn image(&mut self, text: &str, platform: Option<&Platform>) -> Result<()> {
-        let (name, target) = self.store.find(text)?;
+    fn image(
+        &mut self,
+        (name, target): (Option<String>, Descriptor),
+        platform: Option<&Platform>,
+    ) -> Result<()> {
         let target = match platform {
             Some(_) => self.store.load(None, &target, platform)?.descriptor,
             None => target,
@@ -210,6 +214,8 @@ impl Plan<'_> {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        // The directory's own error is plainer than that of a random name in it.
+        File::open(parent).with_context(|| format!("open {}", parent.display()))?;
         let mut file = tempfile::Builder::new()
             .prefix(".pelagos-image-")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))

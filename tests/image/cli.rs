@@ -28,6 +28,11 @@ fn a_command_line_that_is_wrong_is_told_from_work_that_went_wrong() {
     store
         .run(["list", "--no-such-option"])
         .misused("--no-such-option");
+    // Without a verb the help is shown, which does not name what is hidden.
+    let nothing = Call::new::<&str>([]).run();
+    assert_eq!(nothing.code, 2, "{nothing}");
+    assert!(nothing.stderr.contains("Usage:"), "{nothing}");
+    assert!(!nothing.stderr.contains("generate"), "{nothing}");
     Call::new(["--root", "", "list"]).run().misused("--root");
     Call::new(["--sync", "sometimes", "list"])
         .run()

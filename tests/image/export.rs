@@ -171,6 +171,23 @@ fn a_platform_that_a_single_image_is_not_for_is_refused() {
 }
 
 #[test]
+fn an_image_or_a_directory_that_is_not_there_is_named_once() {
+    let store = Store::new();
+    store.import(&image("a").tag("a:1").build());
+    let outcome = store.run(["export", "b:1", "x.tar"]);
+    assert!(
+        outcome
+            .error_line()
+            .ends_with("pelagos-image: image b:1: not in the store"),
+        "{outcome}"
+    );
+    let file = store.beside("none/a.tar");
+    let outcome = store.run(["export", "a:1", file.to_str().unwrap()]);
+    outcome.fails_with("no such file or directory");
+    assert!(!outcome.stderr.contains(".pelagos-image-"), "{outcome}");
+}
+
+#[test]
 fn a_missing_or_damaged_blob_is_named_and_no_file_appears() {
     let store = Store::new();
     let built = image("a").tag("a:1").build();

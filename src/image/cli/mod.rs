@@ -59,6 +59,7 @@ const AFTER_THE_VERBS: usize = 900;
     version,
     about = "Keep OCI images, unpack them, make bundles, and prune without losing what is in use",
     disable_help_subcommand = true,
+    arg_required_else_help = true,
     propagate_version = true
 )]
 struct CommandLine {

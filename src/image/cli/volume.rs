@@ -45,7 +45,8 @@ struct Create {
     #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = key_value)]
     labels: Vec<(String, String)>,
 
-    #[arg(required = true)]
+    /// What to call them
+    #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
 }
 
@@ -68,7 +69,8 @@ struct Rm {
     #[arg(long, short)]
     force: bool,
 
-    #[arg(required = true)]
+    /// The volumes
+    #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
 }
 

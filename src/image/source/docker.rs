@@ -8,6 +8,8 @@ use std::io::Read as _;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::report::Hinted;
+
 use super::super::compression::Compression;
 use super::super::digest::Digest;
 use super::super::manifest::{
@@ -95,7 +97,11 @@ fn names(image: &Saved, several: bool, request: &Request) -> Result<Vec<Referenc
         return Ok(vec![name.clone()]);
     }
     match image.repo_tags.as_deref().unwrap_or_default() {
-        [] if several => bail!("image {}: it has no name", image.shown()),
+        [] if several => {
+            let error = format!("image {}: it has no name, and is not alone", image.shown());
+            let hint = "save every image by its name, or each into an archive of its own";
+            Err(Hinted::new(error, hint).into())
+        }
         [] => Ok(vec![naming::of_base(request, "latest")?]),
         tags => tags.iter().map(|tag| Reference::parse(tag)).collect(),
     }
