@@ -97,9 +97,14 @@ impl Removal {
         depth: usize,
         top: BorrowedFd,
     ) {
-        if let Err(error) = self.try_entry(parent, name, path, depth, top) {
-            self.first_error
-                .get_or_insert_with(|| error.context(path.display().to_string()));
+        match self.try_entry(parent, name, path, depth, top) {
+            // Another command found it in trash too, and was quicker.
+            Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => {}
+            Err(error) => drop(
+                self.first_error
+                    .get_or_insert_with(|| error.context(path.display().to_string())),
+            ),
+            Ok(()) => {}
         }
     }
 
