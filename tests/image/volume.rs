@@ -1,6 +1,7 @@
 //! Named volumes: made, listed, kept from those who would remove what is in use.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -146,6 +147,49 @@ fn a_volume_that_a_container_in_any_state_names_stays() {
     store.run(["volume", "rm", "v"]).fails_with("config.json");
     pelagos(&["delete", "--force", "c-1"]);
     store.ok(["volume", "rm", "v"]);
+}
+
+// B-9: paths were compared as text.
+#[test]
+fn what_a_container_names_through_links_stays() {
+    requires!(root);
+    own_state_root();
+    let store = Store::new();
+    ImageBuilder::busybox()
+        .tag("bb:1")
+        .write_layout(&store.root);
+    let link = store.beside("link");
+    std::os::unix::fs::symlink(&store.root, &link).expect("link");
+    let dir = store.beside("b");
+    let dir = dir.to_str().expect("UTF-8");
+    store.ok(["volume", "create", "v"]);
+    store.ok(["bundle", "bb:1", dir]);
+    let state = Path::new("/run/pelagos/web");
+    fs::create_dir_all(state).expect("directory");
+    let bundle = store.beside("other/../b");
+    fs::create_dir(store.beside("other")).expect("directory");
+    let record =
+        json!({"schema": 1, "id": "web", "bundle": bundle, "rootfs": bundle.join("rootfs")});
+    fs::write(state.join("state.json"), record.to_string()).expect("file");
+    for source in [
+        "volumes/v",
+        "volumes",
+        "volumes/v/below",
+        "layers/../volumes/v",
+    ] {
+        fs::create_dir_all(store.path("volumes/v/below")).expect("directory");
+        let config = json!({"mounts": [{"destination": "/d", "source": link.join(source)}]});
+        fs::write(state.join("config.json"), config.to_string()).expect("file");
+        store
+            .run(["volume", "rm", "v"])
+            .fails_with("volume v: used by container web");
+    }
+    store
+        .run(["rm", dir])
+        .fails_with("container web is made from it");
+    fs::remove_dir_all(state).expect("remove");
+    store.ok(["volume", "rm", "v"]);
+    store.ok(["rm", dir]);
 }
 
 // S-13

@@ -56,19 +56,44 @@ impl Containers {
     }
 
     /// Those whose bundle is `path`, or lies below it.
-    pub(crate) fn of_bundle<'c>(&'c self, path: &'c Path) -> impl Iterator<Item = &'c Container> {
+    pub(crate) fn of_bundle(&self, path: &Path) -> impl Iterator<Item = &Container> {
+        let place = Place::of(path);
         self.0
             .iter()
-            .filter(move |container| container.bundle.starts_with(path))
+            .filter(move |container| place.holds(&container.bundle))
     }
 }
 
-/// Whether a mount of `container` comes from `path` or from below it.
+/// Whether a mount of `container` comes from `path`, from below it, or from the directory that holds it.
 pub(crate) fn mounts_from(container: &Container, path: &Path) -> bool {
+    let (place, parent) = (Place::of(path), path.parent().map(Place::of));
     container
         .sources
         .iter()
-        .any(|source| source.starts_with(path))
+        .any(|source| place.holds(source) || parent.as_ref().is_some_and(|dir| dir.is(source)))
+}
+
+/// A directory, as it is written and with links resolved: the runtime keeps paths as they were typed.
+struct Place(Vec<PathBuf>);
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        let resolved = path.canonicalize().ok();
+        Self([path.to_owned()].into_iter().chain(resolved).collect())
+    }
+
+    fn holds(&self, path: &Path) -> bool {
+        let resolved = path.canonicalize().ok();
+        let mut spellings = [path].into_iter().chain(resolved.as_deref());
+        spellings.any(|path| self.0.iter().any(|dir| path.starts_with(dir)))
+    }
+
+    fn is(&self, path: &Path) -> bool {
+        let resolved = path.canonicalize().ok();
+        self.0
+            .iter()
+            .any(|dir| path == dir || resolved.as_ref() == Some(dir))
+    }
 }
 
 /// None for a directory that the runtime is just making or removing: it has no record yet, or no more.
