@@ -8,7 +8,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Built, Entry, ImageBuilder, Outcome, Store, assert_same_tree, eventually, hex, tree,
+    Built, Entry, ImageBuilder, Outcome, Store, assert_same_tree, eventually, hex, own_state_root,
+    tree,
 };
 
 /// Two layers with a path of every type that needs no rights; the second hides something of the first.
@@ -457,6 +458,26 @@ fn what_killed_commands_leave_is_told_and_is_no_fault() {
         store.path("volumes/orphan").exists(),
         "it may hold something"
     );
+}
+
+#[test]
+fn a_bundle_that_is_gone_is_not_forgotten_while_a_container_is_made_from_it() {
+    requires!(root);
+    own_state_root();
+    let (store, image) = store();
+    let bundle = store.beside("gone");
+    bundle_record(&store, &bundle, &image, &[]);
+    let record = store.path("records/bundles/0123456789abcdef.json");
+    fs::create_dir("/run/pelagos/web").expect("state");
+    let state =
+        json!({"schema": 1, "id": "web", "bundle": bundle, "rootfs": bundle.join("rootfs")});
+    fs::write("/run/pelagos/web/state.json", state.to_string()).expect("state");
+    let said = repair(&store).ok().json()["remarks"].to_string();
+    assert!(said.contains("container web is made from it"), "{said}");
+    assert!(record.exists());
+    fs::remove_dir_all("/run/pelagos/web").expect("state");
+    repair(&store).ok();
+    assert!(!record.exists());
 }
 
 #[test]

@@ -90,8 +90,13 @@ fn volume_content(store: &Store, volume: &VolumeRecord, findings: &mut Findings)
 /// Whether the bundle's directory is in its place. That one is gone whose disk is there is what a killed command leaves.
 fn bundle_place(bundle: &BundleRecord, findings: &mut Findings) -> bool {
     let shown = bundle.path.display();
-    if bundle.path.is_dir() {
-        return true;
+    match bundle.path.symlink_metadata() {
+        Ok(_) => return true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            findings.fault(Fault::new(Kind::Bundle, shown, error, LOOK));
+            return false;
+        }
     }
     let parent = bundle.path.parent().map(std::fs::metadata);
     match parent {

@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::report::sentence;
 
+use super::super::bundle::containers::Containers;
 use super::super::digest::Digest;
 use super::super::manifest::{Descriptor, media_type};
 use super::super::mounts::{self, Named};
@@ -61,12 +62,12 @@ pub(super) fn repair(store: &Store, progress: &Progress, findings: &mut Findings
     }
     for record in std::mem::take(&mut findings.dangling) {
         match record {
-            Dangling::Bundle(id) => match forget(store, || store.remove_bundle_record(&id)) {
+            Dangling::Bundle(id) => match forget(store, || forget_bundle(store, &id)) {
                 Ok(()) => findings.remark(format!("bundle record {id}: removed")),
                 Err(error) => findings.remark(format!("bundle record {id}: {}", sentence(&error))),
             },
             Dangling::Volume(name) => {
-                let done = forget(store, || store.remove_volume_record(&name));
+                let done = forget(store, || forget_volume(store, &name));
                 let done = done.map(|()| Done::Repaired("the record was removed".to_owned()));
                 settle(findings, Kind::Volume, &name, done);
             }
@@ -101,6 +102,30 @@ fn forget(store: &Store, remove: impl FnOnce() -> Result<()>) -> Result<()> {
     let _alone = store.exclusive()?;
     let _index = store.index_lock()?;
     remove()
+}
+
+/// Forget a bundle that is still gone, unless a container was made from it: then it may come back.
+fn forget_bundle(store: &Store, id: &str) -> Result<()> {
+    let records = store.bundle_records()?;
+    let Some(record) = records.iter().find(|record| record.id == id) else {
+        return Ok(());
+    };
+    if record.path.symlink_metadata().is_ok() {
+        bail!("{} is there again", record.path.display());
+    }
+    let containers = Containers::read(&userns::state_root()?)?;
+    if let Some(container) = containers.of_bundle(&record.path).next() {
+        bail!("container {} is made from it", container.id);
+    }
+    store.remove_bundle_record(id)
+}
+
+/// Forget a volume whose content is still not there.
+fn forget_volume(store: &Store, name: &str) -> Result<()> {
+    if store.subdirectory(&format!("volumes/{name}")).is_ok() {
+        bail!("its content is there again");
+    }
+    store.remove_volume_record(name)
 }
 
 /// Set a damaged blob aside: where it is now, below the root. A command that counts on it is not deprived of it.
