@@ -194,7 +194,9 @@ fn hold(store: &Store, lease: &Lease, request: &Request) -> Result<Image> {
         for descriptor in documents.into_iter().chain(&found.manifest.layers) {
             lease.hold(Kind::Blob, &descriptor.digest.to_string())?;
         }
-        // ORDER: looked up again after it is held. Before, it may have been removed between the two.
+        // ORDER: looked up again after it is held, while no prune is carried out. Before, it may have been removed
+        // between the two, and one that began before it was held may be removing it.
+        let _moment = store.shared()?;
         let again = store.image(&request.image, request.platform.as_ref())?;
         if again.descriptor.digest == found.descriptor.digest && again.target == found.target {
             return Ok(again);
