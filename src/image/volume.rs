@@ -70,6 +70,8 @@ fn create_locked(store: &Store, name: &str, wishes: &Wishes) -> Result<bool> {
         Err(errno) => return Err(errno).with_context(context),
     }
     drop(content(store, name)?);
+    // One of that name may have been idle long ago.
+    store.renew(&[format!("volume:{name}")])?;
     store.put_volume_record(&VolumeRecord {
         schema: SCHEMA,
         name: name.to_owned(),

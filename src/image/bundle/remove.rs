@@ -69,8 +69,23 @@ pub(crate) fn remove(
         report::warn(format_args!("{message}"));
     }
     let freed = remove_directory(record, force).with_context(context)?;
+    let _index = store.index_lock()?;
+    // What it used was in use until now.
+    store.renew(&used_keys(record))?;
     store.remove_bundle_record(&record.id)?;
     Ok(freed)
+}
+
+/// What the bundle uses, as records/used.json names it.
+fn used_keys(record: &BundleRecord) -> Vec<String> {
+    let blobs = [&record.manifest, &record.config]
+        .into_iter()
+        .chain(&record.layers)
+        .map(|digest| format!("blob:{digest}"));
+    let layers = record.chain.iter().map(|chain| format!("layer:{chain}"));
+    let volumes = record.volumes.iter().map(|name| format!("volume:{name}"));
+    let image = record.image_name.iter().map(|name| format!("image:{name}"));
+    blobs.chain(layers).chain(volumes).chain(image).collect()
 }
 
 fn remove_directory(record: &BundleRecord, force: bool) -> Result<u64> {

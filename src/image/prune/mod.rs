@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::store::{Guard, Store, now};
+use super::store::{Guard, Store, Used, now};
 
 pub(crate) use mark::survey;
 pub(crate) use roots::RuntimeRoots;
@@ -39,7 +39,18 @@ pub(crate) fn plan(store: &Store, roots: &RuntimeRoots, options: &Options) -> Re
         survey(store, roots)
     };
     marked.sound(options.force_corrupt)?;
-    let mut plan = plan::make(store, &marked, &store.used()?, options, now())?;
+    let mut plan = plan::make(store, &marked, &used(store, roots)?, options, now())?;
     plan.took = begun.elapsed();
     Ok(plan)
+}
+
+/// When everything was last seen referenced, and when references have changed since.
+fn used(store: &Store, roots: &RuntimeRoots) -> Result<Used> {
+    let changed = store.last_change()?.max(roots.last_change());
+    // G-5: a time to come says nothing.
+    let changed = if changed <= now() { changed } else { 0 };
+    Ok(Used {
+        changed,
+        ..store.used()?
+    })
 }

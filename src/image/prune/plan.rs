@@ -192,10 +192,8 @@ impl Maker<'_> {
         Ok(plan)
     }
 
-    /// When a prune last saw it referenced. A time to come is now: else nothing would ever be old enough (G-5).
     fn seen(&self, sort: Sort, id: &str) -> Option<u64> {
-        let seen = self.used.seen.get(&used_key(sort, id))?;
-        Some(*seen.min(&self.now))
+        self.used.last(&used_key(sort, id), self.now)
     }
 
     fn item(&self, sort: Sort, id: String, bytes: u64, reason: &str) -> Item {

@@ -41,6 +41,15 @@ impl RuntimeRoots {
         let usual = own.into_iter().chain([shared]).collect();
         Self { usual, named }
     }
+
+    /// Unix seconds: when a container was last made or deleted.
+    pub(super) fn last_change(&self) -> u64 {
+        let all = self.usual.iter().chain(&self.named);
+        all.filter_map(|dir| fs::metadata(dir).ok())
+            .filter_map(|metadata| u64::try_from(metadata.mtime()).ok())
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 /// Whether `dir` is closed to us because it is another user's: the machine's containers are root's, and a user's store

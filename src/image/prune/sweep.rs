@@ -33,7 +33,7 @@ pub(crate) fn sweep(
         let going = store.change_names(|names| {
             let marked = survey(store, roots);
             marked.sound(options.force_corrupt)?;
-            let used = store.used()?;
+            let used = super::used(store, roots)?;
             let going = still_unreferenced(store, plan, &marked, &used, options, &mut report)?;
             for item in going.iter().filter(|item| item.sort == Sort::Image) {
                 if let Some(digest) = &item.digest {
@@ -220,7 +220,11 @@ fn remember(marked: &Marked, used: Used, going: &[Item], now: u64) -> Used {
         if gone.contains(&key) {
             return;
         }
-        let before = used.seen.get(&key).map_or(now, |before| *before.min(&now));
+        // Before this prune: the time of the prune itself is for what is referenced.
+        let before = used
+            .last(&key, now)
+            .unwrap_or(now)
+            .min(now.saturating_sub(1));
         seen.insert(key, if referenced { now } else { before });
     };
     for entry in &marked.entries {
@@ -240,6 +244,8 @@ fn remember(marked: &Marked, used: Used, going: &[Item], now: u64) -> Used {
     }
     Used {
         schema: used.schema,
+        at: now,
+        changed: 0,
         seen,
     }
 }

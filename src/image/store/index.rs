@@ -18,6 +18,8 @@ pub(crate) struct Names {
     document: Map<String, Value>,
     entries: Vec<Value>,
     changed: bool,
+    /// Names that were given to something.
+    given: Vec<String>,
 }
 
 impl Names {
@@ -37,6 +39,7 @@ impl Names {
             document,
             entries,
             changed: false,
+            given: Vec::new(),
         })
     }
 
@@ -72,6 +75,7 @@ impl Names {
 
     /// Give `name` to what `target` names; what had the name before loses it.
     pub(crate) fn set(&mut self, name: &str, target: &Descriptor) -> Result<()> {
+        self.given.push(format!("image:{name}"));
         let mut target = target.clone();
         target.annotations.insert(REF_NAME.into(), name.to_owned());
         target.data = None;
@@ -163,6 +167,8 @@ impl Store {
         let mut names = self.read_names()?;
         let outcome = change(&mut names)?;
         if names.changed {
+            // A name that has come to something else is not as old as it was.
+            self.renew(&names.given)?;
             self.settle()?;
             self.replace("index.json", &names.bytes()?)?;
         }

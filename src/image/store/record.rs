@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::digest::Digest;
-use super::{SCHEMA, Store, entries};
+use super::{SCHEMA, Store, entries, stat_at};
 
 /// The largest record that is read, in bytes.
 const LARGEST: u64 = 64 << 20;
@@ -97,7 +97,28 @@ pub(crate) struct VolumeRecord {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Used {
     pub(crate) schema: u32,
+    /// The time of the prune that wrote it: what was referenced then has this time, and everything else an earlier one.
+    #[serde(default)]
+    pub(crate) at: u64,
+    /// When references last came or went since then; 0 where nothing says so.
+    #[serde(skip)]
+    pub(crate) changed: u64,
     pub(crate) seen: BTreeMap<String, u64>,
+}
+
+impl Used {
+    /// When that was last referenced, as far as is known: of what the last prune saw referenced, at the latest when
+    /// references last changed. A time to come is now: else nothing would ever be old enough (G-5).
+    pub(crate) fn last(&self, key: &str, now: u64) -> Option<u64> {
+        let seen = *self.seen.get(key)?;
+        let until_then = self.at > 0 && seen >= self.at;
+        let last = if until_then {
+            seen.max(self.changed)
+        } else {
+            seen
+        };
+        Some(last.min(now))
+    }
 }
 
 /// What every record begins with.
@@ -175,6 +196,37 @@ impl Store {
 
     pub(crate) fn put_used(&self, used: &Used) -> Result<()> {
         self.replace("records/used.json", &serde_json::to_vec(used)?)
+    }
+
+    /// Let the grace of these things begin anew: they are referenced now, or were until now. The caller holds index.lock.
+    pub(crate) fn renew(&self, keys: &[String]) -> Result<()> {
+        // One that cannot be read is prune's to name, and stops it.
+        let Ok(mut used) = self.used() else {
+            return Ok(());
+        };
+        let before = used.seen.len();
+        used.seen.retain(|key, _| !keys.contains(key));
+        if used.seen.len() < before {
+            self.put_used(&used)?;
+        }
+        Ok(())
+    }
+
+    /// Unix seconds: when a reference last came or went, as far as that leaves a trace in the store. A command's lease
+    /// is one.
+    pub(crate) fn last_change(&self) -> Result<u64> {
+        let mut last = 0;
+        for name in ["index.json", "leases", "records/bundles", "records/volumes"] {
+            let (dir, file) = match name.rsplit_once('/') {
+                Some((dir, file)) => (self.subdirectory(dir)?, file),
+                None => (self.subdirectory(".")?, name),
+            };
+            let stat = stat_at(dir.as_fd(), file)
+                .with_context(|| format!("look at {}", self.root().join(name).display()))?;
+            let changed = stat.map_or(0, |stat| stat.st_mtime);
+            last = last.max(u64::try_from(changed).unwrap_or_default());
+        }
+        Ok(last)
     }
 
     fn record_path(&self, folder: &str, name: &str) -> PathBuf {

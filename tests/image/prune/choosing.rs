@@ -101,6 +101,81 @@ fn g_4_the_grace_counts_from_when_something_was_last_referenced() {
     assert!(seen[&format!("blob:{}", kept.digest)] + 60 > now());
 }
 
+/// As if the last prune had been a day ago.
+fn a_day_later(store: &Store) {
+    let mut used = store.json("records/used.json");
+    let earlier = |value: &Value| json!(value.as_u64().unwrap() - 86400);
+    used["at"] = earlier(&used["at"]);
+    for seen in used["seen"].as_object_mut().unwrap().values_mut() {
+        *seen = earlier(seen);
+    }
+    fs::write(store.path("records/used.json"), used.to_string()).unwrap();
+    let old = FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(86400));
+    for name in ["index.json", "leases", "records/bundles", "records/volumes"] {
+        File::open(store.path(name))
+            .unwrap()
+            .set_times(old)
+            .unwrap();
+    }
+}
+
+// G-4: the age was that of the last prune that saw it.
+#[test]
+fn what_was_referenced_until_a_moment_ago_has_all_of_its_grace() {
+    own_state_root();
+    let (app, other) = (image("app:1", "a"), image("other:1", "o"));
+    let store = store_of(&[&app, &other]);
+    prune(&store, &[]);
+    a_day_later(&store);
+    store.ok(["untag", "app:1"]);
+    prune(&store, &["--grace=1h"]);
+    assert_whole(&store, &app);
+    // From then on it is idle, and the grace does not begin again with what others do.
+    a_day_later(&store);
+    store.ok(["tag", "other:1", "more:1"]);
+    prune(&store, &["--grace=1h"]);
+    assert_gone(&store, &app);
+    assert_whole(&store, &other);
+}
+
+#[test]
+fn a_name_that_comes_back_is_not_as_old_as_the_one_that_went() {
+    own_state_root();
+    let app = image("app:1", "a");
+    let store = store_of(&[&app]);
+    store.ok(["volume", "create", "v"]);
+    for _ in 0..2 {
+        prune(&store, &["--grace=99days"]);
+        a_day_later(&store);
+    }
+    let idle = used(&store);
+    assert!(idle["image:app:1"] + 86400 < now() && idle["volume:v"] + 86400 < now());
+    store.ok(["tag", "app:1", "app:1"]);
+    store.ok(["volume", "rm", "v"]);
+    store.ok(["volume", "create", "v"]);
+    prune(&store, &["--all", "--volumes", "--grace=1h"]);
+    assert_eq!(tags(&store), ["app:1"]);
+    assert_eq!(store.names("volumes"), ["v"]);
+}
+
+#[test]
+fn a_volume_of_a_bundle_that_was_just_removed_has_its_grace() {
+    own_state_root();
+    let app = ImageBuilder::busybox().tag("app:1").build();
+    let store = store_of(&[&app]);
+    store.ok(["volume", "create", "v"]);
+    for _ in 0..2 {
+        prune(&store, &["--grace=99days"]);
+        a_day_later(&store);
+    }
+    let dir = store.beside("b");
+    let dir = dir.to_str().unwrap();
+    store.ok(["bundle", "--volume", "v:/data", "app:1", dir]);
+    store.ok(["rm", dir]);
+    prune(&store, &["--volumes", "--grace=1h"]);
+    assert_eq!(store.names("volumes"), ["v"]);
+}
+
 #[test]
 fn what_was_never_seen_begins_its_grace_with_the_first_prune() {
     let store = store_of(&[&image("a:1", "a")]);

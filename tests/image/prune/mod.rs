@@ -18,7 +18,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Built, Call, ImageBuilder, NOBODY, Outcome, Store, at, eventually, hex, patience, sha256, tree,
+    Built, Call, ImageBuilder, NOBODY, Outcome, Store, at, eventually, hex, own_state_root,
+    patience, sha256, tree,
 };
 
 /// An image of one layer, called `tag`.
