@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 
 use crate::sys::attribute;
-use crate::sys::fd::set_attribute;
+use crate::sys::fd::{copy_with_holes, set_attribute};
 use crate::sys::path::{file_type, open_beneath};
 
 use super::super::store::entries;
@@ -90,8 +89,8 @@ impl Copy<'_> {
                 let source = openat(from, name, flags, Mode::empty())?;
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
                 let target = openat(to, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-                let (mut reader, mut writer) = (File::from(source), File::from(target));
-                io::copy(&mut reader, &mut writer)?;
+                let (reader, writer) = (File::from(source), File::from(target));
+                copy_with_holes(&reader, &writer, u64::try_from(stat.st_size)?)?;
                 dress(reader.as_fd(), writer.as_fd(), &stat)?;
             }
             SFlag::S_IFLNK => {

@@ -14,8 +14,8 @@ use super::archive::{Attribute, Entry, Kind, Time};
 use super::{Form, Ids};
 
 /// Times that other tools can still print: the years 1 to 2261 (L-21).
-const FIRST_SECOND: i64 = -62_135_596_800;
-const LAST_SECOND: i64 = 9_223_372_036;
+pub(super) const FIRST_SECOND: i64 = -62_135_596_800;
+pub(super) const LAST_SECOND: i64 = 9_223_372_036;
 
 /// What a file on disk gets; ids are the host's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,13 @@ impl Rules {
     pub(super) fn is_mark(&self, name: &[u8]) -> bool {
         self.mark_prefix()
             .is_some_and(|prefix| name.starts_with(prefix))
+    }
+
+    /// The same without those of an image, which are escaped.
+    pub(super) fn is_own_mark(&self, name: &[u8]) -> bool {
+        self.mark_prefix()
+            .and_then(|prefix| name.strip_prefix(prefix))
+            .is_some_and(|rest| !rest.starts_with(b"overlay."))
     }
 
     /// What a directory gets that no entry and no lower layer describes (L-6).
@@ -246,7 +253,9 @@ impl Rules {
         };
         names
             .into_iter()
-            .filter(|name| !self.is_mark(name.to_bytes()) && name.as_c_str() != c"security.selinux")
+            .filter(|name| {
+                !self.is_own_mark(name.to_bytes()) && name.as_c_str() != c"security.selinux"
+            })
             .map(|name| attribute::get(file, &name).map(|value| (name, value)))
             .collect()
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, Write as _};
+use std::io::{BufRead, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
@@ -19,6 +19,7 @@ use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use crate::image::store;
 use crate::sys::attribute;
+use crate::sys::fd::copy_with_holes;
 use crate::sys::path::{file_type, open_in_root};
 
 use super::archive::{Archive, Entry, Kind, Time};
@@ -79,8 +80,8 @@ impl<'t> Extraction<'t> {
     /// # Errors
     /// Names the path.
     pub(super) fn layer(&mut self, input: impl BufRead) -> Result<()> {
-        // Whiteouts of the first layer have nothing to remove, and those of an overlay layer remove nothing.
-        let tracked = self.options.form == Form::Flat && self.layers > 0;
+        // Whiteouts of the first layer have nothing to remove.
+        let tracked = self.layers > 0 || !self.tree.parents().is_empty();
         self.tree.next_layer(tracked)?;
         self.layers += 1;
         let mut archive = Archive::new(input);
@@ -521,10 +522,10 @@ impl<'t> Extraction<'t> {
             SFlag::S_IFREG => {
                 self.account(size)?;
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let mut from = File::from(openat(&dir, os_name, flags, Mode::empty())?);
+                let from = File::from(openat(&dir, os_name, flags, Mode::empty())?);
                 let attributes = self.tree.inherited(from.as_fd())?;
-                let mut to = self.create(name, &attributes)?;
-                io::copy(&mut from, &mut to).context("copy it from a lower layer")?;
+                let to = self.create(name, &attributes)?;
+                copy_with_holes(&from, &to, size).context("copy it from a lower layer")?;
                 let now = (
                     self.tree.given.uid(),
                     self.tree.top().group(),
@@ -570,7 +571,7 @@ impl<'t> Extraction<'t> {
 
     /// L-8, L-9
     fn whiteout(&mut self, parent: &[u8], name: &[u8], when: Time) -> Result<()> {
-        if self.options.form == Form::Flat && self.layers == 1 {
+        if !self.tree.is_over_something() {
             return Ok(());
         }
         if !self.tree.enter(parent, Make::Visible, when)? {
@@ -579,7 +580,16 @@ impl<'t> Extraction<'t> {
         if self.options.form == Form::Flat {
             return self.remove_lower(name);
         }
-        let own = look(self.tree.top().fd.as_fd(), name)?;
+        let mut own = look(self.tree.top().fd.as_fd(), name)?;
+        match own {
+            Some(stat) if is_whiteout(&stat) => return Ok(()),
+            // It came from below, to hold a whiteout or to be linked to: no entry of this layer made it.
+            Some(_) if !self.tree.has_touched(name) => {
+                self.tree.remove(name)?;
+                own = None;
+            }
+            _ => {}
+        }
         match own.map(|stat| file_type(&stat)) {
             // It hides the lower layers' file by being there.
             Some(kind) if kind != SFlag::S_IFDIR => Ok(()),
@@ -634,7 +644,7 @@ impl<'t> Extraction<'t> {
 
     /// L-12
     fn opaque(&mut self, path: &[u8], when: Time) -> Result<()> {
-        if self.options.form == Form::Flat && self.layers == 1 {
+        if !self.tree.is_over_something() {
             return Ok(());
         }
         if !self.tree.enter(path, Make::Visible, when)? {

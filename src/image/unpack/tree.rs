@@ -23,7 +23,7 @@ use crate::sys::path::file_type;
 
 use super::Options;
 use super::archive::Time;
-use super::attributes::{Attributes, Remarks, Rules};
+use super::attributes::{Attributes, FIRST_SECOND, LAST_SECOND, Remarks, Rules};
 use super::listing::{Line, Listing};
 use super::lower::{self, look, open_directory};
 use super::names::DEEPEST;
@@ -68,6 +68,27 @@ pub(super) struct Given {
     gid: u32,
     /// The permission bits that are left.
     permissions: u32,
+    times: Times,
+}
+
+/// Which times the file system keeps; the kernel makes others fit.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    first: i64,
+    last: i64,
+    /// The smallest step, in nanoseconds.
+    grain: i64,
+}
+
+impl Times {
+    /// What becomes of `time` (the kernel's timestamp_truncate).
+    fn kept(self, time: TimeSpec) -> (i64, i64) {
+        let seconds = time.tv_sec().clamp(self.first, self.last);
+        if seconds == self.first || seconds == self.last {
+            return (seconds, 0);
+        }
+        (seconds, time.tv_nsec() / self.grain * self.grain)
+    }
 }
 
 pub(super) struct Tree<'t> {
@@ -460,7 +481,7 @@ impl<'t> Tree<'t> {
             names => names.context("list its attributes")?,
         };
         for name in names {
-            let kept = self.rules.is_mark(name.to_bytes())
+            let kept = self.rules.is_own_mark(name.to_bytes())
                 || name.as_c_str() == c"security.selinux"
                 || attributes.xattrs.iter().any(|(wanted, _)| *wanted == name);
             if !kept {
@@ -479,14 +500,18 @@ impl<'t> Tree<'t> {
     }
 
     /// Make the directory entered hide what lower layers have there. Whiteouts in it have nothing to hide any more, and
-    /// would be listed (L-14).
+    /// would be listed (L-14); what was copied from a lower layer, only to hold a whiteout or to be linked to, goes as well.
     pub(super) fn mark_opaque(&mut self) -> Result<()> {
         let Some(mark) = &self.mark else {
             return Ok(());
         };
         let top = self.top();
         set_attribute(top.fd.as_fd(), mark, b"y").context("mark the directory opaque")?;
-        strip_whiteouts(top.fd.as_fd())?;
+        let mut path = self.real_path(b"");
+        if let (Some(touched), Some(top)) = (&self.touched, self.frames.last()) {
+            let dir = top.fd.as_fd();
+            clear(touched, dir, top.inode, &mut path, &mut self.listing)?;
+        }
         let top = self.top_mut();
         top.hides = true;
         top.changed = true;
@@ -518,7 +543,20 @@ impl<'t> Tree<'t> {
         let Some(touched) = &self.touched else {
             return Ok(());
         };
-        clear(touched, dir, inode)
+        clear(touched, dir, inode, &mut Vec::new(), &mut self.listing)
+    }
+
+    /// Whether there is a layer below, so that a whiteout could hide something.
+    pub(super) fn is_over_something(&self) -> bool {
+        self.touched.is_some()
+    }
+
+    /// Whether an entry of this layer is what `name` in the directory entered is there for, or on the way to one.
+    pub(super) fn has_touched(&self, name: &[u8]) -> bool {
+        let inode = self.top().inode;
+        self.touched
+            .as_ref()
+            .is_none_or(|touched| touched.contains(inode, name))
     }
 
     fn push(&mut self, mut frame: Frame) -> Result<()> {
@@ -582,7 +620,7 @@ impl<'t> Tree<'t> {
             uid: attributes.uid,
             gid: attributes.gid,
             size: 0,
-            mtime: (attributes.mtime.tv_sec(), attributes.mtime.tv_nsec()),
+            mtime: self.given.times.kept(attributes.mtime),
             check: 0,
         }
     }
@@ -636,17 +674,29 @@ impl Given {
     }
 }
 
-/// Make a file and see what the kernel gives it, in owner and mode.
+/// Make a file and see what the kernel gives it, in owner, mode and time.
 fn probe(dir: BorrowedFd) -> Result<Given> {
     let name = ".pelagos-probe";
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
     let file = openat(dir, name, flags, Mode::from_bits_truncate(0o777))?;
     unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)?;
     let stat = fstat(&file)?;
+    let kept = |seconds, nanos| -> Result<(i64, i64)> {
+        futimens(&file, &TimeSpec::UTIME_OMIT, &TimeSpec::new(seconds, nanos))?;
+        let stat = fstat(&file)?;
+        Ok((stat.st_mtime, stat.st_mtime_nsec))
+    };
+    const SECOND: i64 = 1_000_000_000;
+    let times = Times {
+        first: kept(FIRST_SECOND, 0)?.0,
+        last: kept(LAST_SECOND, 0)?.0,
+        grain: SECOND - kept(1, SECOND - 1)?.1,
+    };
     Ok(Given {
         uid: stat.st_uid,
         gid: stat.st_gid,
         permissions: stat.st_mode & 0o777,
+        times,
     })
 }
 
@@ -672,16 +722,31 @@ pub(super) fn on_disk(stat: &FileStat) -> Attributes {
     }
 }
 
-fn clear(touched: &Touched, dir: BorrowedFd, inode: u64) -> Result<()> {
+/// `path` is that of `dir`, with a slash at its end unless it is the root's.
+fn clear(
+    touched: &Touched,
+    dir: BorrowedFd,
+    inode: u64,
+    path: &mut Vec<u8>,
+    listing: &mut Listing,
+) -> Result<()> {
+    let length = path.len();
     for name in store::entries(dir)? {
-        if !touched.contains(inode, name.as_bytes()) {
+        path.truncate(length);
+        path.extend_from_slice(name.as_bytes());
+        let kept = touched.contains(inode, name.as_bytes())
+            // The number of a directory that is gone may have come back, and what was touched in it with it.
+            && !look(dir, name.as_bytes())?.is_some_and(|stat| lower::is_whiteout(&stat));
+        if !kept {
             store::remove_tree(dir, &name)?;
+            listing.removed(path)?;
             continue;
         }
         match open_directory(dir, name.as_bytes()) {
             Ok(child) => {
                 let stat = fstat(&child)?;
-                clear(touched, child.as_fd(), stat.st_ino)?;
+                path.push(b'/');
+                clear(touched, child.as_fd(), stat.st_ino, path, listing)?;
                 let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
                 futimens(&child, &TimeSpec::UTIME_OMIT, &mtime)?;
             }
@@ -689,23 +754,6 @@ fn clear(touched: &Touched, dir: BorrowedFd, inode: u64) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
-}
-
-/// Remove the whiteouts below `dir`.
-fn strip_whiteouts(dir: BorrowedFd) -> Result<()> {
-    for name in store::entries(dir)? {
-        let Some(stat) = look(dir, name.as_bytes())? else {
-            continue;
-        };
-        if lower::is_whiteout(&stat) {
-            unlinkat(dir, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
-        } else if file_type(&stat) == SFlag::S_IFDIR {
-            let child = open_directory(dir, name.as_bytes())?;
-            strip_whiteouts(child.as_fd())?;
-            let mtime = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
-            futimens(&child, &TimeSpec::UTIME_OMIT, &mtime)?;
-        }
-    }
+    path.truncate(length);
     Ok(())
 }

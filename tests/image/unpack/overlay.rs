@@ -1,6 +1,7 @@
 //! Layers in overlay form as they lie in the store.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use crate::support::{Built, Entry, Store, at, tree};
 
@@ -72,7 +73,81 @@ fn a_mark_that_comes_later_takes_the_whiteouts_in_the_directory_away() {
             l.whiteout("d/x").whiteout("d/e/y").opaque("d");
         },
     ]));
-    assert_eq!(paths(&trees[1]), ["d", "d/e"]);
+    assert_eq!(paths(&trees[1]), ["d"]);
+}
+
+// L-8, L-12: flat, they are gone
+#[test]
+fn what_was_copied_from_below_is_not_what_the_layer_has_and_goes_with_a_whiteout() {
+    requires!(root);
+    let (store, _, trees) = layers(image([
+        |l| {
+            l.file("d/x", "x", 0o644)
+                .file("e/y/z", "z", 0o644)
+                .file("f", "f", 0o644);
+        },
+        |l| {
+            l.whiteout("d/x").whiteout("d");
+            l.whiteout("e/y/z").opaque("e");
+            l.hardlink("g", "f").whiteout("f");
+        },
+    ]));
+    let upper = &trees[1];
+    assert_eq!(paths(upper), ["d", "e", "f", "g"]);
+    assert_eq!(at(upper, "d").rdev, Some((0, 0)));
+    assert_eq!(at(upper, "f").rdev, Some((0, 0)));
+    assert_eq!((at(upper, "g").kind, at(upper, "g").size), ("file", 1));
+    assert!(is_opaque(at(upper, "e")));
+    // The listing says the same.
+    store.ok(["fsck"]);
+}
+
+// L-21: a file system makes times that it cannot keep fit
+#[test]
+fn fsck_finds_a_layer_sound_whose_times_no_file_system_keeps() {
+    requires!(root);
+    let (store, _, _) = layers(image([|l| {
+        for (name, time) in [
+            ("a", "-99999999999.5"),
+            ("b", "99999999999"),
+            ("c", "-0.25"),
+        ] {
+            l.pax("mtime", time).file(name, "x", 0o644);
+        }
+    }]));
+    store.ok(["fsck"]);
+}
+
+// S-6
+#[test]
+fn a_link_to_a_lower_layers_sparse_file_copies_no_holes() {
+    requires!(root);
+    let (store, built, _) = layers(image([
+        |l| {
+            l.pax("GNU.sparse.major", "1")
+                .pax("GNU.sparse.minor", "0")
+                .pax("GNU.sparse.realsize", "8388608")
+                .pax("GNU.sparse.name", "f")
+                .file("GNUSparseFile.0/f", sparse_with_its_end(8_388_608), 0o644);
+        },
+        |l| {
+            l.hardlink("g", "f");
+        },
+    ]));
+    for layer in layer_paths(&store, &built) {
+        let file = fs::metadata(layer.join("f")).expect("stat");
+        assert_eq!(file.len(), 8_388_608);
+        assert!(file.blocks() * 512 < 1 << 20, "{}", file.blocks());
+    }
+    store.ok(["fsck"]);
+}
+
+/// The map of a file whose last five bytes are all that it has, and they.
+fn sparse_with_its_end(size: u64) -> Vec<u8> {
+    let mut data = format!("1\n{}\n5\n", size - 5).into_bytes();
+    data.resize(512, 0);
+    data.extend_from_slice(b"there");
+    data
 }
 
 // L-17, S-10, B-23
