@@ -24,7 +24,7 @@ pub(crate) struct Mounted {
 pub(crate) fn mounted() -> Result<Mounted> {
     let mut found = Mounted::default();
     let own = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-    paths(&own, &mut found.paths);
+    found.add(&own, Path::new("/proc/self"));
     let mut seen = HashSet::new();
     seen.extend(std::fs::read_link("/proc/self/ns/mnt").ok());
     for process in std::fs::read_dir("/proc").context("read /proc")? {
@@ -50,12 +50,36 @@ pub(crate) fn mounted() -> Result<Mounted> {
                 continue;
             }
             if let Ok(table) = std::fs::read(thread.path().join("mountinfo")) {
-                paths(&table, &mut found.paths);
+                found.add(&table, &thread.path());
                 seen.insert(namespace);
             }
         }
     }
     Ok(found)
+}
+
+impl Mounted {
+    /// The paths in the mount table of `process`, its directory in /proc: as they are written, and with links resolved
+    /// as the process sees them. A relative one was relative to whoever mounted it, which may be the process.
+    fn add(&mut self, table: &[u8], process: &Path) {
+        paths(table, &mut self.paths);
+        let overlay = b" - overlay ";
+        let mut lower = BTreeSet::new();
+        for line in table.split(|byte| *byte == b'\n') {
+            if line.windows(overlay.len()).any(|words| words == overlay) {
+                paths(line, &mut lower);
+            }
+        }
+        for path in lower {
+            let seen = match path.strip_prefix("/") {
+                Ok(below) => process.join("root").join(below),
+                Err(_) => process.join("cwd").join(&path),
+            };
+            self.paths.extend(std::fs::canonicalize(seen));
+            // A link's absolute target leads from our root; most often that is theirs too.
+            self.paths.extend(std::fs::canonicalize(&path));
+        }
+    }
 }
 
 /// The paths in a mount table (proc_pid_mountinfo(5)): of each mount its root within the file system, and of an overlay

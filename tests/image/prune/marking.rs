@@ -76,6 +76,52 @@ fn b_2_layers_of_a_mounted_overlay_stay_also_in_another_mount_namespace() {
     assert_eq!(store.names("layers"), Vec::<String>::new());
 }
 
+// B-2: what was given to mount was a link, or a path that only the mounting process can follow.
+#[test]
+fn b_2_layers_of_an_overlay_that_was_mounted_through_a_link_stay() {
+    requires!(root);
+    let app = image("app:1", "a");
+    let store = store_of(&[&app]);
+    unpack_layers(&store, &app);
+    let tree = store.path("layers").join(hex(&app.chain_ids[0]));
+    symlink(&tree, store.beside("lower")).unwrap();
+    for name in ["upper", "work", "merged"] {
+        fs::create_dir(store.beside(name)).unwrap();
+    }
+    store.ok(["untag", "app:1"]);
+    let dir = store.beside("");
+    let link = store.beside("lower");
+    for (cwd, lower) in [
+        (&dir, link.as_path()),
+        (&dir, Path::new("lower")),
+        (&tree, Path::new(".")),
+    ] {
+        let ready = store.beside("ready");
+        let script = format!(
+            "cd {} && mount -t overlay overlay -o lowerdir={},upperdir={up},workdir={work} {merged} && touch {ready} && exec sleep 60",
+            cwd.display(),
+            lower.display(),
+            up = store.beside("upper").display(),
+            work = store.beside("work").display(),
+            merged = store.beside("merged").display(),
+            ready = ready.display(),
+        );
+        let mut holder = std::process::Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .spawn()
+            .unwrap();
+        let mounted = eventually(|| ready.exists());
+        call(&store, &["--yes"]).ok();
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert!(mounted, "the overlay was not mounted");
+        assert!(tree.exists(), "{}", lower.display());
+        fs::remove_file(ready).unwrap();
+    }
+    prune(&store, &[]);
+    assert!(!tree.exists());
+}
+
 // B-3: a stopped container can be started again.
 #[test]
 fn b_3_a_stopped_container_keeps_what_its_configuration_names() {
