@@ -454,6 +454,14 @@ impl<'t> Tree<'t> {
                     .add("the file system takes no attribute of this kind", shown);
                 Ok(())
             }
+            // Only files and directories take attributes of users (xattr(7)).
+            Err(Errno::EPERM) if name.as_bytes().starts_with(b"user.") => {
+                self.remarks.add(
+                    "only files and directories take an attribute of this kind",
+                    shown,
+                );
+                Ok(())
+            }
             Err(Errno::EPERM) if !self.given.is_machine_root() => {
                 self.remarks
                     .add("an attribute may not be set in a user namespace", shown);

@@ -680,3 +680,29 @@ fn names_are_bytes() {
     assert_eq!(entry.nlink, 2);
     assert_eq!(at(&tree, "link").target.as_deref(), Some(odd.as_ref()));
 }
+
+// L-23
+#[test]
+fn an_attribute_that_only_files_take_is_a_warning_on_a_link() {
+    requires!(root);
+    let store = Store::new();
+    store.import(
+        &ImageBuilder::new()
+            .layer(|l| {
+                l.xattr("user.note", "x").symlink("link", "file");
+                l.file("file", "", 0o644);
+            })
+            .tag("a:1")
+            .build(),
+    );
+    let tree = store.beside("tree");
+    store
+        .call(["unpack", "a:1"])
+        .arg(&tree)
+        .ok()
+        .warns("only files and directories");
+    assert_eq!(
+        std::fs::read_link(tree.join("link")).unwrap().to_str(),
+        Some("file")
+    );
+}
