@@ -154,6 +154,7 @@ pub(crate) fn fail(error: &anyhow::Error) {
 }
 
 /// Reports the failure that ends a command whose callers are people: one plain line, and the hint below it.
+#[cfg(feature = "image")]
 pub(crate) fn fail_plainly(program: &str, error: &anyhow::Error) {
     let message = sentence(error);
     to_stderr(&plain_line(program, &message, hint_of(error).as_deref()));

@@ -1,15 +1,13 @@
 //! Descriptors: the socket pair of the handshake, passing one over a socket, copying, and closing what is left.
 
 use std::ffi::CStr;
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read as _};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
     self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
 };
-use nix::unistd::{Whence, lseek};
 
 /// A connected pair of sockets that keep message borders; closed on exec.
 pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
@@ -120,25 +118,6 @@ pub(crate) fn attribute(file: BorrowedFd, name: &CStr) -> nix::Result<Vec<u8>> {
 /// write(2) as it is: no retry, no allocation; for the sealed zone before execve.
 pub(crate) fn write_raw(fd: BorrowedFd, data: &[u8]) -> nix::Result<usize> {
     nix::unistd::write(fd, data)
-}
-
-/// Copy `size` bytes from file to file. Holes stay holes: a small image can have a file of a terabyte of them.
-pub(crate) fn copy_with_holes(from: &File, mut to: &File, size: u64) -> io::Result<()> {
-    to.set_len(size)?;
-    let mut at = 0;
-    while at < size {
-        let offset = i64::try_from(at).map_err(io::Error::other)?;
-        let data = match lseek(from, offset, Whence::SeekData) {
-            Err(Errno::ENXIO) => break,
-            data => data?,
-        };
-        let end = lseek(from, data, Whence::SeekHole)?;
-        lseek(from, data, Whence::SeekSet)?;
-        lseek(to, data, Whence::SeekSet)?;
-        io::copy(&mut from.take((end - data).unsigned_abs()), &mut to)?;
-        at = end.unsigned_abs();
-    }
-    Ok(())
 }
 
 /// Close a descriptor that an owner in this process's memory, copied from its parent, will never drop.

@@ -7,11 +7,14 @@
 
 #[cfg(debug_assertions)]
 pub(crate) mod alloc_guard;
+#[cfg(feature = "image")]
 pub(crate) mod attribute;
 pub(crate) mod bpf;
 pub(crate) mod errno;
 pub(crate) mod fd;
 pub(crate) mod filter;
+#[cfg(feature = "image")]
+pub(crate) mod holes;
 #[cfg(feature = "image")]
 pub(crate) mod landlock;
 pub(crate) mod mount;

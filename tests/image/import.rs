@@ -1,5 +1,6 @@
 //! Images from layouts and archives: every form, and every way in which one can be wrong.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
@@ -215,6 +216,39 @@ fn l_42_what_docker_save_writes_is_an_image_whose_bytes_are_unchanged() {
     let new = image.write_docker_archive_new(store.beside("new.tar"));
     import(&store, &store.beside("new.tar")).ok();
     assert_holds(&store, &[&new]);
+}
+
+// `docker save NAME ID` writes one entry without a name.
+#[test]
+fn an_image_without_a_name_beside_others_is_called_by_the_beginning_of_its_id() {
+    let (named, nameless) = (image("named").build(), image("nameless").build());
+    let entry = |built: &Built, tags: Value| {
+        let config = format!("{}.json", hex(&built.config_digest));
+        json!({"Config": config, "RepoTags": tags, "Layers": [format!("{}.tar", hex(&built.diff_ids[0])), format!("{}.tar", hex(&built.diff_ids[1]))]})
+    };
+    let mut files = BTreeMap::new();
+    for built in [&named, &nameless] {
+        let config = format!("{}.json", hex(&built.config_digest));
+        files.insert(config, built.blobs[&built.config_digest].clone());
+        for (diff_id, tar) in built.diff_ids.iter().zip(&built.tars) {
+            files.insert(format!("{}.tar", hex(diff_id)), tar.clone());
+        }
+    }
+    let mut archive = LayerBuilder::new();
+    for (name, content) in files {
+        archive.file(name, content, 0o644);
+    }
+    let manifest = json!([entry(&named, json!(["a:1"])), entry(&nameless, json!(null))]);
+    archive.file("manifest.json", manifest.to_string(), 0o644);
+    let store = Store::new();
+    let file = store.beside("saved.tar");
+    fs::write(&file, archive.finish()).unwrap();
+    import(&store, &file).ok();
+    let called = format!("saved:{}", &hex(&nameless.config_digest)[..12]);
+    for (name, built) in [("a:1", &named), (called.as_str(), &nameless)] {
+        let shown = store.ok(["inspect", "--format=json", name]).json();
+        assert_eq!(shown["configDigest"], json!(built.config_digest), "{name}");
+    }
 }
 
 #[test]

@@ -14,7 +14,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 
 use crate::sys::attribute;
-use crate::sys::fd::{copy_with_holes, set_attribute};
+use crate::sys::fd::set_attribute;
+use crate::sys::holes::copy_with_holes;
 use crate::sys::path::{file_type, open_beneath};
 
 use super::super::store::entries;

@@ -8,8 +8,6 @@ use std::io::Read as _;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use crate::report::Hinted;
-
 use super::super::compression::Compression;
 use super::super::digest::Digest;
 use super::super::manifest::{
@@ -38,6 +36,13 @@ impl Saved {
         let tags = self.repo_tags.as_deref().unwrap_or_default();
         let name = tags.first().unwrap_or(&self.config);
         output::visible(name).into_owned()
+    }
+
+    /// What the engines show for an image without a name: the beginning of its configuration's digest, which names the
+    /// file.
+    fn id(&self) -> &str {
+        let file = self.config.rsplit('/').next().unwrap_or_default();
+        file.get(..12).unwrap_or(file)
     }
 }
 
@@ -97,11 +102,7 @@ fn names(image: &Saved, several: bool, request: &Request) -> Result<Vec<Referenc
         return Ok(vec![name.clone()]);
     }
     match image.repo_tags.as_deref().unwrap_or_default() {
-        [] if several => {
-            let error = format!("image {}: it has no name, and is not alone", image.shown());
-            let hint = "save every image by its name, or each into an archive of its own";
-            Err(Hinted::new(error, hint).into())
-        }
+        [] if several => Ok(vec![naming::of_base(request, image.id())?]),
         [] => Ok(vec![naming::of_base(request, "latest")?]),
         tags => tags.iter().map(|tag| Reference::parse(tag)).collect(),
     }

@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
 use crate::image::store;
 use crate::sys::attribute;
-use crate::sys::fd::copy_with_holes;
+use crate::sys::holes::copy_with_holes;
 use crate::sys::path::{file_type, open_in_root};
 
 use super::archive::{Archive, Entry, Kind, Time};
