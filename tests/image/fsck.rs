@@ -503,7 +503,8 @@ fn a_volume_without_content_is_a_fault_and_a_bundle_on_a_missing_disk_is_left_al
 
 #[test]
 fn a_repair_that_is_killed_at_any_rename_can_be_repeated() {
-    requires!(command "strace");
+    // Under strace newuidmap has no privilege.
+    requires!(root, command "strace");
     let (store, image) = store();
     let base = layer(&store, &image, 0);
     let before = shape(&base);
@@ -524,7 +525,8 @@ fn a_repair_that_is_killed_at_any_rename_can_be_repeated() {
 
 #[test]
 fn nothing_under_a_check_is_pruned_away() {
-    requires!(command "strace");
+    // Under strace newuidmap has no privilege.
+    requires!(root, command "strace");
     let (store, image) = store();
     let orphan = ImageBuilder::new()
         .layer(|layer| {
