@@ -16,7 +16,8 @@ use crate::report;
 use super::digest::Digest;
 use super::progress::Progress;
 use super::store::{
-    Durability, Image, Kind, LayerForm, LayerRecord, Lease, SCHEMA, Store, measure, now,
+    Durability, Image, Kind, LayerForm, LayerRecord, Lease, Measure, SCHEMA, Stage, Store, measure,
+    now,
 };
 use super::unpack::{self, Form, Layer, Limits, Options};
 use super::userns;
@@ -72,19 +73,6 @@ fn one(
     if is_there(store, chain)? {
         return Ok(());
     }
-    mkdirat(stage.dir(), "tree", Mode::from_bits_truncate(0o755)).context("make its directory")?;
-    let tree = open(stage.dir(), "tree", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-    let list = open(
-        stage.dir(),
-        "list",
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL,
-    )?;
-    let mut list = BufWriter::new(File::from(list));
-    let parents = chains[..at]
-        .iter()
-        .rev()
-        .map(|parent| store.subdirectory(&format!("layers/{}", parent.hex())))
-        .collect::<Result<Vec<OwnedFd>>>()?;
     let descriptor = &image.manifest.layers[at];
     let diff_id = &image.config.diff_ids[at];
     let layer = Layer {
@@ -92,27 +80,16 @@ fn one(
         descriptor: descriptor.clone(),
         diff_id: diff_id.clone(),
     };
-    let options = Options {
-        form: match store.form() {
-            LayerForm::Trusted => Form::Trusted,
-            LayerForm::User => Form::User,
-        },
-        ids: userns::ids(),
-        // Only the machine's root makes device nodes.
-        devices: store.form() == LayerForm::Trusted,
+    let parents: Vec<Digest> = chains[..at].iter().rev().cloned().collect();
+    let size = fill(
+        store,
+        &stage,
+        &parents,
+        layer,
+        store.form(),
         limits,
-        durability: store.durability(),
-    };
-    let report = unpack::overlay(tree.as_fd(), &parents, layer, &options, &mut list, progress)?;
-    for line in report.warnings.iter().chain(&report.skipped) {
-        report::warn(format_args!("layer {}: {line}", descriptor.digest));
-    }
-    list.flush().context("write its listing")?;
-    if store.durability() == Durability::Fsync {
-        list.get_ref().sync_all().context("write its listing")?;
-    }
-    let size = measure(tree.as_fd()).context("measure it")?;
-    store.settle()?;
+        progress,
+    )?;
 
     let _moment = store.shared()?;
     // A tree without a record: its maker was killed before the commit.
@@ -136,6 +113,54 @@ fn one(
         disk_bytes: size.disk_bytes,
         apparent_bytes: size.apparent_bytes,
     })
+}
+
+/// Unpack `layer` over `parents`, nearest first, into `tree` and `list` of the staging directory: what the tree takes.
+/// Both are on the disk then, as far as the durability asks for it.
+pub(crate) fn fill(
+    store: &Store,
+    stage: &Stage<'_>,
+    parents: &[Digest],
+    layer: Layer,
+    form: LayerForm,
+    limits: Limits,
+    progress: &Progress,
+) -> Result<Measure> {
+    mkdirat(stage.dir(), "tree", Mode::from_bits_truncate(0o755)).context("make its directory")?;
+    let tree = open(stage.dir(), "tree", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
+    let list = open(
+        stage.dir(),
+        "list",
+        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL,
+    )?;
+    let mut list = BufWriter::new(File::from(list));
+    let parents = parents
+        .iter()
+        .map(|parent| store.subdirectory(&format!("layers/{}", parent.hex())))
+        .collect::<Result<Vec<OwnedFd>>>()?;
+    let options = Options {
+        form: match form {
+            LayerForm::Trusted => Form::Trusted,
+            LayerForm::User => Form::User,
+        },
+        ids: userns::ids(),
+        // Only the machine's root makes device nodes.
+        devices: form == LayerForm::Trusted,
+        limits,
+        durability: store.durability(),
+    };
+    let digest = layer.descriptor.digest.clone();
+    let report = unpack::overlay(tree.as_fd(), &parents, layer, &options, &mut list, progress)?;
+    for line in report.warnings.iter().chain(&report.skipped) {
+        report::warn(format_args!("layer {digest}: {line}"));
+    }
+    list.flush().context("write its listing")?;
+    if store.durability() == Durability::Fsync {
+        list.get_ref().sync_all().context("write its listing")?;
+    }
+    let size = measure(tree.as_fd()).context("measure it")?;
+    store.settle()?;
+    Ok(size)
 }
 
 /// Whether the layer is committed and can be used by this store's overlays.

@@ -4,26 +4,23 @@
 //! set aside, not removed, so that it can be imported again. Of records only those go that are about nothing. Orphans
 //! are left to prune.
 
-use std::fs::File;
-use std::io::{BufWriter, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::fcntl::{RenameFlags, renameat, renameat2};
 use nix::sys::stat::{Mode, mkdirat};
 
 use crate::report::sentence;
 
 use super::super::bundle::containers::Containers;
 use super::super::digest::Digest;
+use super::super::layers;
 use super::super::manifest::{Descriptor, media_type};
 use super::super::mounts::{self, Named};
 use super::super::progress::Progress;
-use super::super::store::{
-    self, Durability, LayerForm, LayerRecord, Store, measure, now, random_name,
-};
-use super::super::unpack::{self, Form, Layer, Limits, Options};
+use super::super::store::{self, LayerRecord, Store, now, random_name};
+use super::super::unpack::{Layer, Limits};
 use super::super::userns;
 use super::{Dangling, Findings, Kind};
 
@@ -210,18 +207,6 @@ fn again(
         );
     };
     let stage = store.stage(&format!("layer-{hex}"))?;
-    mkdirat(stage.dir(), "tree", Mode::from_bits_truncate(0o755)).context("make its directory")?;
-    let tree = open(stage.dir(), "tree", OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
-    let list = open(
-        stage.dir(),
-        "list",
-        OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL,
-    )?;
-    let mut list = BufWriter::new(File::from(list));
-    let lower = parents
-        .iter()
-        .map(|parent| store.subdirectory(&format!("layers/{}", parent.hex())))
-        .collect::<Result<Vec<OwnedFd>>>()?;
     let layer = Layer {
         blob: store.open_blob(&record.blob)?,
         // No manifest names it any more: what it is compressed with is seen from its first bytes.
@@ -229,23 +214,16 @@ fn again(
             .unwrap_or_else(|| Descriptor::new(media_type::LAYER_GZIP, record.blob.clone(), size)),
         diff_id: record.diff_id.clone(),
     };
-    let options = Options {
-        form: match record.form {
-            LayerForm::Trusted => Form::Trusted,
-            LayerForm::User => Form::User,
-        },
-        ids: userns::ids(),
-        devices: true,
-        limits: Limits::default(),
-        durability: store.durability(),
-    };
-    unpack::overlay(tree.as_fd(), &lower, layer, &options, &mut list, progress)?;
-    list.flush().context("write its listing")?;
-    if store.durability() == Durability::Fsync {
-        list.get_ref().sync_all().context("write its listing")?;
-    }
-    let size = measure(tree.as_fd()).context("measure it")?;
-    store.settle()?;
+    let limits = Limits::default();
+    let size = layers::fill(
+        store,
+        &stage,
+        &parents,
+        layer,
+        record.form,
+        limits,
+        progress,
+    )?;
 
     // ORDER: alone before the last look at who uses it, until the new tree is in place.
     let _alone = store.exclusive()?;
@@ -299,14 +277,4 @@ fn free(store: &Store, record: &LayerRecord) -> Result<()> {
         bail!("it is mounted: unmount it, then repair");
     }
     Ok(())
-}
-
-fn open(dir: BorrowedFd, name: &str, flags: OFlag) -> Result<OwnedFd> {
-    openat(
-        dir,
-        name,
-        flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
-        Mode::from_bits_truncate(0o600),
-    )
-    .with_context(|| format!("open its {name}"))
 }
