@@ -359,7 +359,20 @@ fn a_layer_whose_blob_is_damaged_stays_as_it_is() {
 // B-24
 #[test]
 fn a_layer_that_a_bundle_or_a_mount_uses_is_not_touched() {
-    let (store, image) = store();
+    // Layers of its own: a mount of those that the other tests repair would keep theirs from repair as well.
+    let image = ImageBuilder::new()
+        .layer(|layer| {
+            layer.dir("etc", 0o755);
+            layer.file("etc/hosts", b"127.0.0.1 mounted\n", 0o644);
+        })
+        .layer(|layer| {
+            layer.file("etc/above", b"above", 0o644);
+        })
+        .tag("base:1")
+        .build();
+    let store = Store::new();
+    store.import(&image);
+    store.ok(["unpack", "--layers", "base:1"]);
     let base = layer(&store, &image, 0);
     let bundle = store.beside("bundle");
     fs::create_dir(&bundle).expect("bundle");

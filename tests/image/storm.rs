@@ -30,7 +30,16 @@ impl Chance {
 
 /// Five images: three share their base and differ above it, one replaces most of it, one is a single layer of another kind.
 fn images() -> Vec<Built> {
-    let base = || ImageBuilder::busybox().tag("storm:base");
+    // Not `ImageBuilder::busybox()`: a layer that a test beside this one mounts would stay here too.
+    let base = || {
+        ImageBuilder::new()
+            .tag("storm:base")
+            .layer(|l| {
+                l.dir("etc", 0o755).file("etc/group", "storm:x:0:\n", 0o644);
+                l.busybox();
+            })
+            .config(|c| c["config"]["Cmd"] = serde_json::json!(["/bin/true"]))
+    };
     let above = |n: u32| {
         base().tag(&format!("storm:{n}")).layer(move |l| {
             l.dir("srv", 0o755);

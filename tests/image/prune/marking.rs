@@ -34,7 +34,9 @@ fn b_1_a_container_keeps_its_image_by_id_whatever_it_is_called_today() {
 #[test]
 fn b_2_layers_of_a_mounted_overlay_stay_also_in_another_mount_namespace() {
     requires!(root);
-    let (app, base) = (stacked("app:1", "base", "top"), image("gone:1", "gone"));
+    // Content of its own: mounted layers stay in the stores of the other tests too.
+    let app = stacked("app:1", "mounted base", "mounted top");
+    let base = image("gone:1", "gone");
     let store = store_of(&[&app, &base]);
     unpack_layers(&store, &app);
     unpack_layers(&store, &base);
@@ -80,7 +82,7 @@ fn b_2_layers_of_a_mounted_overlay_stay_also_in_another_mount_namespace() {
 #[test]
 fn b_2_layers_of_an_overlay_that_was_mounted_through_a_link_stay() {
     requires!(root);
-    let app = image("app:1", "a");
+    let app = image("app:1", "mounted through a link");
     let store = store_of(&[&app]);
     unpack_layers(&store, &app);
     let tree = store.path("layers").join(hex(&app.chain_ids[0]));
