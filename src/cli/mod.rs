@@ -31,7 +31,7 @@ use nix::unistd::Uid;
 
 use crate::container::{self, Rootless};
 use crate::report::{self, Format};
-use crate::sys::{seal, spawn};
+use crate::sys::spawn;
 
 /// The runc release whose interface is followed; engines read it when we are called by that name.
 const RUNC_VERSION: &str = "1.5.0";
@@ -143,11 +143,6 @@ pub(crate) fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let program = program_name(&args.next().unwrap_or_default());
     let args: Vec<_> = args.collect();
-    // Executing our file again costs least before anything was read. Whatever is meant by the word here: `container` makes
-    // sure before it makes a process.
-    if args.iter().any(|arg| arg == "create" || arg == "run") {
-        seal::ensure().ok();
-    }
     spawn::keep_ended_children();
     match run(&program, args) {
         Ok(code) => ExitCode::from(code),

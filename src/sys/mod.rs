@@ -10,6 +10,8 @@ pub(crate) mod alloc_guard;
 #[cfg(feature = "image")]
 pub(crate) mod attribute;
 pub(crate) mod bpf;
+#[cfg(target_arch = "x86_64")]
+mod entry;
 pub(crate) mod errno;
 pub(crate) mod fd;
 pub(crate) mod filter;

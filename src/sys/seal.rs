@@ -60,10 +60,11 @@ fn is_protected(file: &OwnedFd) -> nix::Result<bool> {
     Ok(seals.contains(sealed) || has_verity(file.as_fd()))
 }
 
+/// `FS_IOC_MEASURE_VERITY` of linux/fsverity.h: _IOWR('f', 134, struct fsverity_digest).
+pub(super) const MEASURE_VERITY: c_ulong = 0xc004_6686;
+
 /// Whether fs-verity guards the file: its content can then never change again (FS_IOC_MEASURE_VERITY answers).
 fn has_verity(file: BorrowedFd) -> bool {
-    /// `FS_IOC_MEASURE_VERITY` of linux/fsverity.h: _IOWR('f', 134, struct fsverity_digest).
-    const MEASURE_VERITY: c_ulong = 0xc004_6686;
     #[repr(C)]
     struct Digest {
         algorithm: u16,

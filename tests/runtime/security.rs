@@ -78,6 +78,48 @@ fn the_runtimes_file_cannot_be_opened_for_writing_from_inside() {
     assert_eq!(fingerprint(), before);
 }
 
+/// The C library's start would ask the processor all there is to know, for nothing.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_program_that_executes_itself_again_does_so_before_anything_else() {
+    requires!(root, command "strace");
+    differs!("crun", "starts whole before it copies itself");
+    differs!("runc", "starts whole before it copies itself");
+    let bundle = Bundle::new();
+    let trace = bundle.beside("trace");
+    let under = ["strace", "-qq", "-o", trace.to_str().expect("path")];
+    bundle
+        .verb(["run", "-b", "."])
+        .arg(&bundle.id)
+        .under(under)
+        .run()
+        .ok();
+    let trace = fs::read_to_string(trace).expect("trace");
+    let calls: Vec<_> = trace
+        .lines()
+        .filter_map(|line| Some(line.split_once('(')?.0))
+        .collect();
+    // fs-verity on the runtime's file, or a read-only file system, makes the second execution needless.
+    let Some(again) = calls.iter().position(|call| *call == "execveat") else {
+        assert!(trace.contains("ST_RDONLY") || trace.contains("FS_IOC_MEASURE_VERITY"));
+        return;
+    };
+    assert_eq!(
+        calls[..again],
+        [
+            "execve",
+            "openat",
+            "fstatfs",
+            "ioctl",
+            "close",
+            "open_tree",
+            "mount_setattr"
+        ]
+    );
+    // The second execution looks once, and goes on.
+    assert_eq!(calls[again + 1..again + 4], ["openat", "fstatfs", "close"]);
+}
+
 #[test]
 fn a_waiting_container_shows_no_descriptor_of_the_host_to_its_peers() {
     requires!(root);
