@@ -61,6 +61,7 @@ pub(crate) mod store;
 pub(crate) mod unpack;
 
 mod bundle;
+mod containers;
 mod export;
 mod foreground;
 mod fsck;

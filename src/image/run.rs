@@ -16,7 +16,8 @@ use nix::unistd::{AccessFlags, Pid, Uid, access};
 use crate::idmap;
 use crate::report::{self, Hinted, debug};
 
-use super::bundle::{self, Place, Rootfs, containers::Containers};
+use super::bundle::{self, Place, Rootfs};
+use super::containers::{Containers, RuntimeRoots};
 use super::foreground::Signals;
 use super::progress::Progress;
 use super::store::{BundleRecord, Durability, Store, random_name};
@@ -72,7 +73,8 @@ pub(crate) fn run(
     }
     let state_root = userns::state_root()?;
     let store = Store::open(root, durability)?;
-    bundle::sweep(&store, &state_root)?;
+    let roots = RuntimeRoots::usual()?;
+    bundle::sweep(&store, &roots)?;
 
     let id = match &request.id {
         Some(id) => id.clone(),
@@ -107,7 +109,7 @@ pub(crate) fn run(
         std::io::stderr().write_all(line.as_bytes()).ok();
         return code;
     }
-    let removed = Containers::read(&state_root)
+    let removed = Containers::read(&roots)
         .and_then(|containers| bundle::remove(&store, &containers, &record, false));
     match (code, removed) {
         (code, Ok(_)) => code,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -10,7 +9,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::report::Hinted;
 
-use super::bundle::containers::{Containers, mounts_from};
+use super::containers::{Containers, RuntimeRoots, mounts_from};
 use super::output::visible;
 use super::store::{HeldLease, Kind, SCHEMA, Store, VolumeRecord, now};
 
@@ -128,7 +127,7 @@ pub(crate) fn users(
 ///
 /// # Errors
 /// There is none, or it is in use and `force` is not given, or it cannot be removed.
-pub(crate) fn remove(store: &Store, state_root: &Path, name: &str, force: bool) -> Result<()> {
+pub(crate) fn remove(store: &Store, roots: &RuntimeRoots, name: &str, force: bool) -> Result<()> {
     check_name(name)?;
     let trashed = {
         // Alone, so that nobody begins to use it between the look and the removal.
@@ -136,7 +135,7 @@ pub(crate) fn remove(store: &Store, state_root: &Path, name: &str, force: bool) 
         if store.volume_record(name)?.is_none() {
             bail!("volume {name}: there is none of that name");
         }
-        let containers = Containers::read(state_root)?;
+        let containers = Containers::read(roots)?;
         let users = users(store, &store.leases()?.live, &containers, name)?;
         if !users.is_empty() && !force {
             let message = format!("volume {name}: used by {}", users.join(", "));

@@ -9,7 +9,6 @@
 //! ```
 
 mod config;
-pub(crate) mod containers;
 mod labels;
 mod overlay;
 mod place;

@@ -17,8 +17,8 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use crate::report::{self, Hinted, debug};
 use crate::sys::path::open_no_links;
 
+use super::super::containers::{Containers, RuntimeRoots};
 use super::super::store::{BundleRecord, Store, entries, remove_tree};
-use super::containers::Containers;
 use super::overlay;
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY
@@ -186,7 +186,7 @@ pub(crate) fn claim(store: &Store, id: &str) -> Result<Claim> {
 ///
 /// # Errors
 /// The store cannot be read.
-pub(crate) fn sweep(store: &Store, state_root: &Path) -> Result<()> {
+pub(crate) fn sweep(store: &Store, roots: &RuntimeRoots) -> Result<()> {
     let runs = match store.subdirectory("bundles") {
         Ok(runs) => runs,
         Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(()),
@@ -198,7 +198,7 @@ pub(crate) fn sweep(store: &Store, state_root: &Path) -> Result<()> {
     }
     let records = store.bundle_records()?;
     for name in names {
-        if let Err(error) = sweep_one(store, state_root, &runs, &records, &name) {
+        if let Err(error) = sweep_one(store, roots, &runs, &records, &name) {
             debug!("bundles/{} stays: {error:#}", name.display());
         }
     }
@@ -207,7 +207,7 @@ pub(crate) fn sweep(store: &Store, state_root: &Path) -> Result<()> {
 
 fn sweep_one(
     store: &Store,
-    state_root: &Path,
+    roots: &RuntimeRoots,
     runs: &OwnedFd,
     records: &[BundleRecord],
     name: &OsStr,
@@ -220,7 +220,7 @@ fn sweep_one(
     };
     let kept = nix::sys::stat::fstatat(&*dir, KEPT, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
     // ORDER: after the lock. While a runtime holds it, a container may come into being.
-    let containers = Containers::read(state_root)?;
+    let containers = Containers::read(roots)?;
     if kept != Err(Errno::ENOENT) || containers.of_bundle(&path).next().is_some() {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::idmap::{Maps, Range};
 use crate::image::bundle::{self, Labels, Overrides, Place, Rootfs, Wanted};
+use crate::image::containers::RuntimeRoots;
 use crate::image::manifest::Platform;
 use crate::image::progress::Progress;
 use crate::image::store::Store;
@@ -155,8 +156,8 @@ impl Bundle {
             );
         }
         let store = Store::open(&global.root, global.durability)?;
-        if let Ok(state_root) = userns::state_root() {
-            bundle::sweep(&store, &state_root)?;
+        if let Ok(roots) = RuntimeRoots::usual() {
+            bundle::sweep(&store, &roots)?;
         }
         let place = Place {
             path,

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
+use crate::image::containers::RuntimeRoots;
 use crate::image::output;
-use crate::image::prune::{self, RuntimeRoots};
+use crate::image::prune;
 use crate::image::store::{Guard, Store};
 use crate::image::usage::{self, Usage};
 use crate::image::userns::{self, Wanted};

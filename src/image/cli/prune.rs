@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use crate::image::containers::RuntimeRoots;
 use crate::image::output;
 use crate::image::prune::filter::{self, Filter};
 use crate::image::prune::plan::{Options, Plan};
 use crate::image::prune::report::Report;
-use crate::image::prune::{self, RuntimeRoots, registry};
+use crate::image::prune::{self, registry};
 use crate::image::store::Store;
 use crate::image::userns::{self, Wanted};
 use crate::report;

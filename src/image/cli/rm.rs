@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::image::bundle::{self, containers::Containers};
+use crate::image::bundle;
+use crate::image::containers::{Containers, RuntimeRoots};
 use crate::image::digest::Digest;
 use crate::image::manifest::{DEEPEST_INDEX, Descriptor, Document};
 use crate::image::output::visible;
@@ -33,17 +34,17 @@ impl Rm {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         userns::enter(userns::Wanted { mounts: false })?;
         let store = Store::open(&global.root, global.durability)?;
-        let state_root = userns::state_root()?;
-        bundle::sweep(&store, &state_root)?;
+        let roots = RuntimeRoots::usual()?;
+        bundle::sweep(&store, &roots)?;
         // One that cannot go does not keep the others.
         let mut failures = Vec::new();
         for thing in &self.things {
             let done = match bundle::by_path(&store, Path::new(thing)) {
                 Err(error) => Err(error),
-                Ok(Some(record)) => Containers::read(&state_root).and_then(|containers| {
+                Ok(Some(record)) => Containers::read(&roots).and_then(|containers| {
                     bundle::remove(&store, &containers, &record, self.force).map(drop)
                 }),
-                Ok(None) => remove_image(&store, &state_root, thing, self.force)
+                Ok(None) => remove_image(&store, &roots, thing, self.force)
                     .and_then(|said| if global.quiet { Ok(()) } else { print(&said) }),
             };
             failures.extend(done.err());
@@ -60,7 +61,7 @@ impl Rm {
 }
 
 /// Take the names of an image away: what was done, for people.
-fn remove_image(store: &Store, state_root: &Path, text: &str, force: bool) -> Result<String> {
+fn remove_image(store: &Store, roots: &RuntimeRoots, text: &str, force: bool) -> Result<String> {
     // Alone, so that nobody begins to use it between the look and the removal.
     let _alone = store.exclusive()?;
     let found = store.find(text);
@@ -93,7 +94,7 @@ fn remove_image(store: &Store, state_root: &Path, text: &str, force: bool) -> Re
         let message = format!("image {text} has several names: {}", names.join(", "));
         return Err(Hinted::new(message, "--force takes them all away").into());
     }
-    let users = users(store, state_root, &target)?;
+    let users = users(store, roots, &target)?;
     if !users.is_empty() && !force {
         let message = format!("image {}: used by {}", visible(text), users.join(", "));
         return Err(Hinted::new(message, "--force removes its names all the same").into());
@@ -115,10 +116,10 @@ fn remove_image(store: &Store, state_root: &Path, text: &str, force: bool) -> Re
 }
 
 /// The bundles made of the image, and the containers made of those.
-fn users(store: &Store, state_root: &Path, target: &Descriptor) -> Result<Vec<String>> {
+fn users(store: &Store, roots: &RuntimeRoots, target: &Descriptor) -> Result<Vec<String>> {
     let mut manifests = BTreeSet::new();
     manifests_below(store, target, 0, &mut manifests)?;
-    let containers = Containers::read(state_root)?;
+    let containers = Containers::read(roots)?;
     let mut users = Vec::new();
     for record in store.bundle_records()? {
         if !manifests.contains(&record.manifest) {

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::image::bundle::containers::Containers;
+use crate::image::containers::{Containers, RuntimeRoots};
 use crate::image::output::{self, Table};
 use crate::image::store::{Store, VolumeRecord};
 use crate::image::userns;
@@ -122,11 +122,7 @@ impl List {
     fn run(self, global: &Global) -> Result<()> {
         let mut rows = Vec::new();
         if let Some(store) = Store::existing(&global.root)? {
-            let containers = match userns::state_root() {
-                Ok(state_root) => Containers::read(&state_root)?,
-                // Nowhere that this user's containers could be.
-                Err(_) => Containers::default(),
-            };
+            let containers = Containers::read(&RuntimeRoots::new(Vec::new()))?;
             let leases = store.leases()?.live;
             let mut records = store.volume_records()?;
             records.retain(|record| self.filters.iter().all(|filter| matches(record, filter)));
@@ -198,10 +194,10 @@ impl Rm {
         // What containers wrote belongs to ids that an ordinary user has only in its namespace.
         userns::enter(userns::Wanted { mounts: false })?;
         let store = Store::open(&global.root, global.durability)?;
-        let state_root = userns::state_root()?;
+        let roots = RuntimeRoots::usual()?;
         let mut failures = Vec::new();
         for name in &self.names {
-            failures.extend(volume::remove(&store, &state_root, name, self.force).err());
+            failures.extend(volume::remove(&store, &roots, name, self.force).err());
         }
         match failures.len() {
             0 => Ok(()),

@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::report::sentence;
 
-use super::super::bundle::containers::Containers;
+use super::super::containers::{Containers, RuntimeRoots};
 use super::super::digest::Digest;
 use super::super::layers;
 use super::super::manifest::{Descriptor, media_type};
@@ -21,7 +21,6 @@ use super::super::mounts::{self, Named};
 use super::super::progress::Progress;
 use super::super::store::{self, LayerRecord, Store, now, random_name};
 use super::super::unpack::{Layer, Limits};
-use super::super::userns;
 use super::{Dangling, Findings, Kind};
 
 /// Where damaged blobs are set aside. Nothing removes what is in it.
@@ -110,7 +109,7 @@ fn forget_bundle(store: &Store, id: &str) -> Result<()> {
     if record.path.symlink_metadata().is_ok() {
         bail!("{} is there again", record.path.display());
     }
-    let containers = Containers::read(&userns::state_root()?)?;
+    let containers = Containers::read(&RuntimeRoots::usual()?)?;
     if let Some(container) = containers.of_bundle(&record.path).next() {
         bail!("container {} is made from it", container.id);
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, bail};
 
+use crate::image::containers::{Container, Containers, RuntimeRoots, Unread};
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::mounts::{self, Named, named};
@@ -13,7 +14,7 @@ use crate::image::output::visible;
 use crate::image::store::{Kind, Leases, Store};
 use crate::report::{self, Hinted};
 
-use super::roots::{self, Bundle, Container, RuntimeRoots};
+use super::bundles::{self, Bundle};
 use super::scan::Scan;
 use super::walk::{Reach, Walker};
 
@@ -130,8 +131,12 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         dead: dead_leases,
     } = or_fault(store.leases(), &mut faults);
     let records = or_fault(store.bundle_records(), &mut faults);
-    let containers = roots::containers(roots, &mut faults);
-    let bundles = roots::bundles(records, &containers, &mut faults);
+    let (containers, unread) = Containers::survey(roots);
+    faults.extend(unread.into_iter().map(|unread| match unread {
+        Unread::Root(error) => Fault::fatal(error),
+        Unread::Container(error) => Fault::passable(error),
+    }));
+    let bundles = bundles::look(records, containers.all(), &mut faults);
     let mounted = or_fault(mounts::mounted(), &mut faults);
     let names = or_fault(store.names(), &mut faults);
 
@@ -155,7 +160,7 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         let holder = bundle_holder(bundle, &mut walker);
         marked.hold(holder, &mut walker);
     }
-    for container in &containers {
+    for container in containers.all() {
         marked.hold(container_holder(store, &scan, container), &mut walker);
     }
     let mut holder = Holder::of("a mount".to_owned());

@@ -4,12 +4,12 @@
 //! [`report::Report`] tells what became of it. The plan that is shown is the plan that is carried out: the sweep marks
 //! again, alone with the store, and removes of the plan what is still unreferenced, never more.
 
+pub(crate) mod bundles;
 pub(crate) mod filter;
 pub(crate) mod mark;
 pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod report;
-pub(crate) mod roots;
 pub(crate) mod scan;
 pub(crate) mod size;
 mod sweep;
@@ -19,10 +19,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use super::containers::RuntimeRoots;
 use super::store::{Guard, Store, Used, now};
 
 pub(crate) use mark::survey;
-pub(crate) use roots::RuntimeRoots;
 pub(crate) use sweep::sweep;
 
 use plan::{Options, Plan};

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use crate::image::containers::RuntimeRoots;
 use crate::image::digest::Digest;
 use crate::image::store::{Store, Trashed, Used, now};
 
 use super::mark::{Marked, survey};
 use super::report::Report;
-use super::roots::RuntimeRoots;
 use crate::image::prune::plan::{Item, Options, Plan, Sort, make, used_key};
 
 /// Remove what `plan` lists and what is still unreferenced. What fails is reported, and the rest goes on.

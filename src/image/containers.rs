@@ -1,0 +1,344 @@
+//! The containers that the runtime knows, as its state directories show them: what of ours is theirs.
+//!
+//! A container in any state counts, also a stopped one: it can be looked at, and its bundle is its own until it is
+//! deleted. What cannot be read may use anything, so it is an error and never nothing.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Error, Result, bail};
+use nix::unistd::Uid;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::idmap;
+
+use super::mounts::lower_list;
+use super::userns;
+
+/// The version of the runtime's `state.json` that is understood.
+const STATE_SCHEMA: u32 = 1;
+
+/// The state directories of the runtime, each with a directory for every container.
+#[derive(Clone, Debug)]
+pub(crate) struct RuntimeRoots {
+    /// Where the runtime keeps containers unless told; it makes the directory when it needs it.
+    usual: Vec<PathBuf>,
+    /// Named by the operator, so they have to be there.
+    named: Vec<PathBuf>,
+}
+
+impl RuntimeRoots {
+    /// The usual directories, for who takes something away.
+    ///
+    /// # Errors
+    /// An ordinary user's directory is not known, so its containers are not either.
+    pub(crate) fn usual() -> Result<Self> {
+        userns::state_root()?;
+        Ok(Self::new(Vec::new()))
+    }
+
+    /// The usual directories, and those that the operator named besides.
+    pub(crate) fn new(named: Vec<PathBuf>) -> Self {
+        let own = std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|dir| !dir.is_empty())
+            .map(|dir| PathBuf::from(dir).join("pelagos"));
+        let shared = PathBuf::from("/run/pelagos");
+        let usual = own.into_iter().chain([shared]).collect();
+        Self { usual, named }
+    }
+
+    /// Unix seconds: when a container was last made or deleted.
+    pub(crate) fn last_change(&self) -> u64 {
+        let all = self.usual.iter().chain(&self.named);
+        all.filter_map(|dir| fs::metadata(dir).ok())
+            .filter_map(|metadata| u64::try_from(metadata.mtime()).ok())
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// Whether `dir` is closed to us because it is another user's: the machine's containers are root's, and a user's store
+/// is out of their reach by its mode as they are out of ours.
+fn is_of_another(dir: &Path, error: &io::Error) -> bool {
+    let user = Uid::effective();
+    let all_powerful = user.is_root() && idmap::in_initial_namespace().unwrap_or(true);
+    let owner = fs::metadata(dir).map(|metadata| metadata.uid());
+    error.kind() == ErrorKind::PermissionDenied
+        && !all_powerful
+        && owner.is_ok_and(|owner| owner != user.as_raw())
+}
+
+/// What the runtime remembers of a container.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    /// Its bundle's directory, absolute; none while the container is only half made or half deleted.
+    pub(crate) bundle: Option<PathBuf>,
+    /// Its root, the sources of its mounts, the lower directories of overlays among them: below the bundle where they are
+    /// relative, as written and with links resolved where that is possible.
+    pub(crate) paths: Vec<PathBuf>,
+    /// Values of its annotations.
+    pub(crate) annotations: Vec<String>,
+}
+
+/// All containers of the state directories that were looked at, in the order of their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Containers(Vec<Container>);
+
+/// What could not be read.
+pub(crate) enum Unread {
+    /// A whole state directory.
+    Root(Error),
+    Container(Error),
+}
+
+impl Containers {
+    /// Read every container of every state directory.
+    ///
+    /// # Errors
+    /// Names the first that cannot be read, or is not what the runtime writes.
+    pub(crate) fn read(roots: &RuntimeRoots) -> Result<Self> {
+        let (found, unread) = Self::survey(roots);
+        match unread.into_iter().next() {
+            None => Ok(found),
+            Some(Unread::Root(error) | Unread::Container(error)) => Err(error),
+        }
+    }
+
+    /// Read what can be read, and say of the rest why not.
+    pub(crate) fn survey(roots: &RuntimeRoots) -> (Self, Vec<Unread>) {
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
+        let usual = roots.usual.iter().map(|dir| (dir, false));
+        for (dir, named) in usual.chain(roots.named.iter().map(|dir| (dir, true))) {
+            let context = || format!("read the containers in {}", dir.display());
+            let listed = match fs::read_dir(dir) {
+                Ok(listed) => listed,
+                Err(error)
+                    if !named
+                        && (error.kind() == ErrorKind::NotFound || is_of_another(dir, &error)) =>
+                {
+                    continue;
+                }
+                Err(error) => {
+                    unread.push(Unread::Root(Error::new(error).context(context())));
+                    continue;
+                }
+            };
+            for entry in listed {
+                let read = entry
+                    .with_context(context)
+                    .and_then(|entry| container(&entry.path()));
+                match read {
+                    Ok(container) => found.extend(container),
+                    Err(error) => unread.push(Unread::Container(error)),
+                }
+            }
+        }
+        found.sort_by(|a, b| a.id.cmp(&b.id));
+        (Self(found), unread)
+    }
+
+    pub(crate) fn all(&self) -> &[Container] {
+        &self.0
+    }
+
+    /// Those whose bundle is `path`, or lies below it.
+    pub(crate) fn of_bundle(&self, path: &Path) -> impl Iterator<Item = &Container> {
+        let place = Place::of(path);
+        self.0.iter().filter(move |container| {
+            let bundle = container.bundle.as_deref();
+            bundle.is_some_and(|bundle| place.holds(bundle))
+        })
+    }
+}
+
+/// Whether a mount of `container` comes from `path`, from below it, or from the directory that holds it.
+pub(crate) fn mounts_from(container: &Container, path: &Path) -> bool {
+    let (place, parent) = (Place::of(path), path.parent().map(Place::of));
+    container
+        .paths
+        .iter()
+        .any(|source| place.holds(source) || parent.as_ref().is_some_and(|dir| dir.is(source)))
+}
+
+/// A directory, as it is written and with links resolved: the runtime keeps paths as they were typed.
+struct Place(Vec<PathBuf>);
+
+impl Place {
+    fn of(path: &Path) -> Self {
+        let resolved = path.canonicalize().ok();
+        Self([path.to_owned()].into_iter().chain(resolved).collect())
+    }
+
+    fn holds(&self, path: &Path) -> bool {
+        let resolved = path.canonicalize().ok();
+        let mut spellings = [path].into_iter().chain(resolved.as_deref());
+        spellings.any(|path| self.0.iter().any(|dir| path.starts_with(dir)))
+    }
+
+    fn is(&self, path: &Path) -> bool {
+        let resolved = path.canonicalize().ok();
+        self.0
+            .iter()
+            .any(|dir| path == dir || resolved.as_ref() == Some(dir))
+    }
+}
+
+/// What there is to know of a `state.json`.
+#[derive(Deserialize)]
+struct State {
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+/// One state directory. None for a file beside them, and for a directory that went away meanwhile.
+fn container(dir: &Path) -> Result<Option<Container>> {
+    let context = || format!("container {}", dir.display());
+    match fs::symlink_metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(context),
+    }
+    let name = dir.file_name().unwrap_or(OsStr::new("?"));
+    let mut found = Container {
+        id: name.to_string_lossy().into_owned(),
+        ..Container::default()
+    };
+    if let Some(bytes) = read(&dir.join("state.json")).with_context(context)? {
+        let state = parse_state(&bytes)
+            .with_context(|| format!("read {}", dir.join("state.json").display()))?;
+        found.paths.push(state.rootfs);
+        found.annotations.extend(state.annotations.into_values());
+        found.bundle = Some(state.bundle);
+    }
+    // Either may be there without the other while the container is made or deleted.
+    if let Some(bytes) = read(&dir.join("config.json")).with_context(context)? {
+        let config: Value = serde_json::from_slice(&bytes)
+            .with_context(|| format!("read {}", dir.join("config.json").display()))?;
+        found.configuration(&config);
+    }
+    found.resolve();
+    Ok(Some(found))
+}
+
+fn parse_state(bytes: &[u8]) -> Result<State> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: Option<u32>,
+    }
+    let version: Version = serde_json::from_slice(bytes)?;
+    match version.schema {
+        Some(STATE_SCHEMA) => Ok(serde_json::from_slice(bytes)?),
+        Some(other) => bail!("state version {other}, this release knows {STATE_SCHEMA}"),
+        None => bail!("not the record of a container of this runtime"),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
+impl Container {
+    /// What the frozen configuration names.
+    fn configuration(&mut self, config: &Value) {
+        if let Some(root) = config["root"]["path"].as_str() {
+            self.paths.push(root.into());
+        }
+        for mount in config["mounts"].as_array().into_iter().flatten() {
+            if let Some(source) = mount["source"].as_str() {
+                self.paths.push(source.into());
+            }
+            for option in mount["options"].as_array().into_iter().flatten() {
+                let Some((key, value)) = option.as_str().and_then(|text| text.split_once('='))
+                else {
+                    continue;
+                };
+                if matches!(key, "lowerdir" | "lowerdir+" | "datadir+") {
+                    let all = lower_list(value.as_bytes());
+                    let paths = all
+                        .iter()
+                        .map(|one| String::from_utf8_lossy(one).into_owned());
+                    self.paths.extend(paths.map(PathBuf::from));
+                }
+            }
+        }
+        let annotations = config["annotations"].as_object().into_iter().flatten();
+        self.annotations
+            .extend(annotations.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
+    }
+
+    /// Relative paths begin in the bundle; add what they lead to, for a volume may be named through a link.
+    fn resolve(&mut self) {
+        let base = self.bundle.clone().unwrap_or_default();
+        for path in &mut self.paths {
+            *path = base.join(&*path);
+        }
+        let resolved: Vec<PathBuf> = self
+            .paths
+            .iter()
+            .filter_map(|path| fs::canonicalize(path).ok())
+            .collect();
+        self.paths.extend(resolved);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_are_read_with_their_bundles_and_mounts_and_failures_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let read = |root: &Path| {
+            let (usual, named) = (Vec::new(), vec![root.to_owned()]);
+            Containers::read(&RuntimeRoots { usual, named })
+        };
+        let (usual, named) = (vec![root.join("no")], Vec::new());
+        let none = Containers::read(&RuntimeRoots { usual, named }).unwrap();
+        assert!(none.all().is_empty());
+        assert!(read(&root.join("no")).is_err());
+        for id in ["web", "starting"] {
+            fs::create_dir_all(root.join(id)).unwrap();
+        }
+        fs::write(root.join("a file"), "").unwrap();
+        let state = r#"{"schema":1,"bundle":"/b/web","rootfs":"/b/web/rootfs","id":"web"}"#;
+        fs::write(root.join("web/state.json"), state).unwrap();
+        let config = r#"{"mounts":[{"destination":"/proc","source":"proc"},{"source":"/v/db"},{"source":"volumes/0"},{}]}"#;
+        fs::write(root.join("web/config.json"), config).unwrap();
+        let found = read(root).unwrap();
+        let [starting, web] = found.all() else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (starting.id.as_str(), &starting.bundle),
+            ("starting", &None)
+        );
+        assert_eq!(
+            web.paths,
+            ["/b/web/rootfs", "/b/web/proc", "/v/db", "/b/web/volumes/0"].map(PathBuf::from)
+        );
+        assert!(mounts_from(web, Path::new("/v/db")) && !mounts_from(web, Path::new("/v/d")));
+        assert_eq!(found.of_bundle(Path::new("/b/web")).count(), 1);
+        assert_eq!(found.of_bundle(Path::new("/b/we")).count(), 0);
+
+        // B-4: what cannot be read may use anything.
+        for broken in ["{", "{}", r#"{"schema":2,"bundle":"/b","rootfs":"/b/r"}"#] {
+            fs::write(root.join("web/state.json"), broken).unwrap();
+            let error = format!("{:#}", read(root).unwrap_err());
+            assert!(error.contains("web"), "{error}");
+        }
+    }
+}
