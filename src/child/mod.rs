@@ -126,6 +126,7 @@ pub(crate) fn main(given: &mut Given) -> ! {
     rootfs::protect_paths(given, &root, null);
     rootfs::propagate(given, &root);
     privileges::names(given);
+    privileges::execution(given);
     let program = privileges::drop(given, &root);
     last::words(given, program)
 }

@@ -17,6 +17,9 @@ use nix::unistd::{
 use super::{Given, rootfs};
 use crate::handshake::Step;
 use crate::plan::process::Process;
+use crate::sys::execution::{
+    set_io_priority, set_memory_policy, set_personality, set_scheduler, use_all_processors,
+};
 use crate::sys::fd::{close_between, standard};
 use crate::sys::filter;
 use crate::sys::path::file_type;
@@ -44,6 +47,42 @@ pub(super) fn names(given: &Given) {
     }
     if let Some(name) = &given.plan.domainname {
         given.check(setdomainname(name.as_bytes()), Step::Domainname, name);
+    }
+}
+
+/// How the payload is executed.
+// ORDER: after the process has come into its cgroup, whose processors these are; before the rights to raise any of it go.
+pub(super) fn execution(given: &Given) {
+    // COMPAT: as in runc, what the caller was confined to is not the container's matter. Without effect it does no harm.
+    use_all_processors().ok();
+    let wanted = &given.plan.execution;
+    if let Some(scheduler) = &wanted.scheduler {
+        given.check(
+            set_scheduler(scheduler),
+            Step::Execution,
+            "process.scheduler",
+        );
+    }
+    if let Some(priority) = wanted.io_priority {
+        given.check(
+            set_io_priority(priority),
+            Step::Execution,
+            "process.ioPriority",
+        );
+    }
+    if let Some(domain) = wanted.personality {
+        given.check(
+            set_personality(domain),
+            Step::Execution,
+            "linux.personality",
+        );
+    }
+    if let Some(policy) = &wanted.memory_policy {
+        given.check(
+            set_memory_policy(policy),
+            Step::Execution,
+            "linux.memoryPolicy",
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 //! A [`Plan`] is a pure function of the specification, the options and the host's facts. The child sees only the plan.
 
 pub(crate) mod devices;
+pub(crate) mod execution;
 pub(crate) mod host;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
@@ -21,6 +22,7 @@ use crate::idmap::{self, Maps, Range};
 use crate::spec::sysctl_path;
 use crate::sys::mount::{Change, Reach};
 use devices::{Making, Node};
+use execution::Execution;
 use host::Host;
 use mounts::{Hierarchy, MountOp, What, inner_paths};
 use namespaces::{Namespaces, Origin};
@@ -110,6 +112,7 @@ pub(crate) struct Plan {
     /// Files below /proc/sys, and what is written there.
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) keyring: Option<std::ffi::CString>,
+    pub(crate) execution: Execution,
     pub(crate) process: Process,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
@@ -210,6 +213,7 @@ impl Plan {
             read_only: inner_paths(linux.readonly_paths().as_ref()),
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+            execution: Execution::new(spec),
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             inherited_fds: options.inherited_fds,
             hooks: spec.hooks().clone().unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{
     self as oci, Arch, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, Spec,
+    LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType, Spec,
 };
 use serde_json::{Serializer, Value, ser::PrettyFormatter};
 
@@ -99,6 +99,22 @@ const SECCOMP_FLAGS_SUPPORTED: &[LinuxSeccompFilterFlag] = &[
 const SECCOMP_FLAGS_INERT: &[LinuxSeccompFilterFlag] =
     &[LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv];
 
+const MEMORY_MODES: &[MemoryPolicyModeType] = &[
+    MemoryPolicyModeType::MpolBind,
+    MemoryPolicyModeType::MpolDefault,
+    MemoryPolicyModeType::MpolInterleave,
+    MemoryPolicyModeType::MpolLocal,
+    MemoryPolicyModeType::MpolPreferred,
+    MemoryPolicyModeType::MpolPreferredMany,
+    MemoryPolicyModeType::MpolWeightedInterleave,
+];
+
+const MEMORY_FLAGS: &[MemoryPolicyFlagType] = &[
+    MemoryPolicyFlagType::MpolFNumaBalancing,
+    MemoryPolicyFlagType::MpolFRelativeNodes,
+    MemoryPolicyFlagType::MpolFStaticNodes,
+];
+
 /// Annotations of config.json that change what is done with it; a trailing dot marks a prefix.
 const UNSAFE_ANNOTATIONS: &[&str] = &["bundle", "org.systemd.property.", "org.criu.config"];
 
@@ -130,12 +146,8 @@ pub(super) enum Feature {
     Apparmor,
     Idmap,
     IntelRdt,
-    IoPriority,
-    MemoryPolicy,
     NetDevices,
-    Personality,
     Rdma,
-    Scheduler,
     SeccompNotify,
     Selinux,
 }
@@ -158,9 +170,6 @@ pub(super) const ABSENT: &[Absent] = &[
         asked: |spec| spec.linux().as_ref()?.resources().as_ref()?.rdma().as_ref().filter(|r| !r.is_empty())
             .map(|_| "linux.resources.rdma".into()),
         rule: "rdma limits are not supported by this build", stage: Stage::Cgroups },
-    Absent { feature: Feature::Personality, member: Some(("linux", "personality")), even_empty: true,
-        asked: |spec| spec.linux().as_ref()?.personality().as_ref().map(|_| "linux.personality".into()),
-        rule: "personality is not supported by this build", stage: Stage::Seccomp },
     Absent { feature: Feature::SeccompNotify, member: None, even_empty: false,
         asked: asks_to_notify,
         rule: "SCMP_ACT_NOTIFY is not supported by this build", stage: Stage::Seccomp },
@@ -170,15 +179,6 @@ pub(super) const ABSENT: &[Absent] = &[
     Absent { feature: Feature::Idmap, member: None, even_empty: false,
         asked: asks_for_idmap,
         rule: "id-mapped mounts are not supported by this build", stage: Stage::Mounts },
-    Absent { feature: Feature::Scheduler, member: Some(("process", "scheduler")), even_empty: true,
-        asked: |spec| spec.process().as_ref()?.scheduler().as_ref().map(|_| "process.scheduler".into()),
-        rule: "scheduler is not supported by this build", stage: Stage::Scheduler },
-    Absent { feature: Feature::IoPriority, member: Some(("process", "ioPriority")), even_empty: true,
-        asked: |spec| spec.process().as_ref()?.io_priority().as_ref().map(|_| "process.ioPriority".into()),
-        rule: "ioPriority is not supported by this build", stage: Stage::IoPriority },
-    Absent { feature: Feature::MemoryPolicy, member: Some(("linux", "memoryPolicy")), even_empty: true,
-        asked: |spec| spec.linux().as_ref()?.memory_policy().as_ref().map(|_| "linux.memoryPolicy".into()),
-        rule: "memoryPolicy is not supported by this build", stage: Stage::MemoryPolicy },
     Absent { feature: Feature::Apparmor, member: None, even_empty: false,
         asked: |spec| spec.process().as_ref()?.apparmor_profile().as_ref().filter(|p| !p.is_empty())
             .map(|_| "process.apparmorProfile".into()),
@@ -271,6 +271,11 @@ fn linux() -> oci::LinuxFeature {
     let mut net_devices = oci::NetDevices::default();
     net_devices.set_enabled(Some(has(Feature::NetDevices)));
 
+    let mut memory_policy = oci::MemoryPolicy::default();
+    memory_policy
+        .set_modes(Some(owned(MEMORY_MODES)))
+        .set_flags(Some(owned(MEMORY_FLAGS)));
+
     let mut linux = oci::LinuxFeature::default();
     linux
         .set_namespaces(Some(NAMESPACES.to_vec()))
@@ -280,6 +285,7 @@ fn linux() -> oci::LinuxFeature {
         .set_apparmor(Some(apparmor))
         .set_selinux(Some(selinux))
         .set_intel_rdt(Some(intel_rdt))
+        .set_memory_policy(Some(memory_policy))
         .set_mount_extensions(Some(mount_extensions))
         .set_net_devices(Some(net_devices));
     linux
@@ -361,6 +367,8 @@ mod tests {
                 "/linux/seccomp/supportedFlags/0",
                 "\"SECCOMP_FILTER_FLAG_LOG\"",
             ),
+            ("/linux/memoryPolicy/modes/0", "\"MPOL_BIND\""),
+            ("/linux/memoryPolicy/flags/2", "\"MPOL_F_STATIC_NODES\""),
             ("/linux/apparmor", r#"{"enabled":false}"#),
             ("/linux/selinux", r#"{"enabled":false}"#),
             ("/linux/intelRdt", r#"{"enabled":false}"#),

@@ -21,7 +21,7 @@ use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
-pub(crate) use check::{Context, Fault, may_replace_in_proc, sysctl_path};
+pub(crate) use check::{Context, Fault, may_replace_in_proc, numbers_of_list, sysctl_path};
 pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 

@@ -13,6 +13,7 @@ pub(crate) mod bpf;
 #[cfg(target_arch = "x86_64")]
 mod entry;
 pub(crate) mod errno;
+pub(crate) mod execution;
 pub(crate) mod fd;
 pub(crate) mod filter;
 #[cfg(feature = "image")]

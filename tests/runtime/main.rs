@@ -15,6 +15,7 @@ mod concurrency;
 mod console;
 mod devices;
 mod errors;
+mod execution;
 mod faults;
 mod hooks;
 mod lifecycle;

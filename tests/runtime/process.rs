@@ -6,8 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use serde_json::{Value, json};
 
 use crate::inside::{
-    answers, ask, asking, place_probe, refused, see, see_or_unsupported, user_namespace,
-    without_namespace,
+    answers, ask, asking, place_probe, refused, see, user_namespace, without_namespace,
 };
 use crate::support::{Bundle, runtime};
 
@@ -675,63 +674,6 @@ fn the_session_keyring_is_the_containers_own() {
     }
     let kept = answers(&bundle.verb(["run", "--no-new-keyring", &bundle.id]).ok());
     assert_ne!(kept["keyring"], seen["keyring"]);
-}
-
-#[test]
-fn the_personality_is_set() {
-    requires!(container);
-    differs!("runc", "since 1.2");
-    let bundle = asking(&[], |c| {
-        c["linux"]["personality"] = json!({ "domain": "LINUX32" });
-    });
-    if let Some(seen) = see_or_unsupported(&bundle, "personality") {
-        assert_eq!(seen["personality"], 8);
-    }
-    refused(
-        &asking(&[], |c| {
-            c["linux"]["personality"] = json!({ "domain": "HURD" });
-        }),
-        "personality",
-    );
-}
-
-#[test]
-fn the_scheduler_is_set() {
-    requires!(container);
-    differs!("crun", "since 1.9");
-    differs!("runc", "since 1.2");
-    let bundle = asking(&[], |c| {
-        c["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 5 });
-    });
-    if let Some(seen) = see_or_unsupported(&bundle, "scheduler") {
-        assert_eq!(seen["scheduler"], 3);
-        assert_eq!(seen["nice"], 5);
-    }
-    refused(
-        &asking(&[], |c| {
-            c["process"]["scheduler"] = json!({ "policy": "SCHED_WHENEVER" });
-        }),
-        "scheduler",
-    );
-}
-
-#[test]
-fn the_io_priority_is_set() {
-    requires!(container);
-    differs!("crun", "since 1.9");
-    differs!("runc", "since 1.2");
-    let bundle = asking(&[], |c| {
-        c["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 });
-    });
-    if let Some(seen) = see_or_unsupported(&bundle, "ioPriority") {
-        assert_eq!(seen["ioprio"], 2 << 13 | 6);
-    }
-    refused(
-        &asking(&[], |c| {
-            c["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 });
-        }),
-        "ioPriority",
-    );
 }
 
 #[test]

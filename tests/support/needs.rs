@@ -102,6 +102,14 @@ pub(crate) fn command(name: &str) -> Result<(), String> {
     }
 }
 
+/// A kernel that knows of memory nodes, be there only one.
+pub(crate) fn numa() -> Result<(), String> {
+    match std::fs::exists("/proc/self/numa_maps") {
+        Ok(true) => Ok(()),
+        _ => Err("the kernel has no NUMA".into()),
+    }
+}
+
 /// The runtime under test can attach a device program: pelagos and runc always, crun only where it may raise its
 /// memlock limit.
 pub(crate) fn device_rules() -> Result<(), String> {

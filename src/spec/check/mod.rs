@@ -3,6 +3,7 @@
 //! Every rule is looked at, whatever the others found. Rules that need the host (does the root directory exist, is a
 //! namespace file of the right type, is a joined network namespace our own) are not here.
 
+mod execution;
 mod mounts;
 mod namespaces;
 mod process;
@@ -19,6 +20,7 @@ use oci_spec::runtime::{
 };
 
 use super::features::ABSENT;
+pub(crate) use execution::numbers_of_list;
 pub(crate) use mounts::may_replace_in_proc;
 pub(crate) use namespaces::sysctl_path;
 
@@ -142,6 +144,9 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Mounts, mounts::mounts_have_what_they_need),
     (Stage::Mounts, mounts::binds_have_no_data),
     (Stage::Mounts, mounts::id_mapped_mounts_have_both_maps),
+    (Stage::Scheduler, execution::scheduler_has_what_its_policy_takes),
+    (Stage::IoPriority, execution::io_priority_is_a_level),
+    (Stage::MemoryPolicy, execution::memory_policy_has_its_nodes),
     (Stage::Process, process::rlimits_are_single_and_ordered),
     (Stage::Process, process::ids_are_ids),
     (Stage::Process, process::ids_are_mapped),

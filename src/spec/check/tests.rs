@@ -194,15 +194,39 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "process.selinuxLabel: selinux label is specified in config, but selinux is disabled or not supported",
         ),
         (
-            ("/process/scheduler", json!({"policy": "SCHED_IDLE"})),
-            "process.scheduler: scheduler is not supported by this build",
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_OTHER", "nice": 20}),
+            ),
+            "process.scheduler.nice: invalid scheduler.nice: 20",
+        ),
+        (
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_BATCH", "priority": 1}),
+            ),
+            "process.scheduler.priority: scheduler.priority can only be specified for SchedFIFO or SchedRR policy",
+        ),
+        (
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_RR", "priority": -1}),
+            ),
+            "process.scheduler.priority: -1 is below 0",
+        ),
+        (
+            (
+                "/process/scheduler",
+                json!({"policy": "SCHED_RR", "period": 1}),
+            ),
+            "process.scheduler: scheduler runtime/deadline/period can only be specified for SchedDeadline policy",
         ),
         (
             (
                 "/process/ioPriority",
-                json!({"class": "IOPRIO_CLASS_BE", "priority": 1}),
+                json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
             ),
-            "process.ioPriority: ioPriority is not supported by this build",
+            "process.ioPriority.priority: invalid ioPriority.Priority: 8",
         ),
         (("/root", json!(null)), "root: root must be specified"),
         (
@@ -385,12 +409,22 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY is not supported by this build",
         ),
         (
-            ("/linux/personality", json!({"domain": "LINUX32"})),
-            "linux.personality: personality is not supported by this build",
+            (
+                "/linux/memoryPolicy",
+                json!({"mode": "MPOL_LOCAL", "nodes": "0-1"}),
+            ),
+            "linux.memoryPolicy.nodes: memory policy mode requires 0 nodes but got 2",
         ),
         (
-            ("/linux/memoryPolicy", json!({"mode": "MPOL_LOCAL"})),
-            "linux.memoryPolicy: memoryPolicy is not supported by this build",
+            ("/linux/memoryPolicy", json!({"mode": "MPOL_BIND"})),
+            "linux.memoryPolicy.nodes: memory policy mode requires at least one node but got 0",
+        ),
+        (
+            (
+                "/linux/memoryPolicy",
+                json!({"mode": "MPOL_BIND", "nodes": "x"}),
+            ),
+            "linux.memoryPolicy.nodes: invalid memory policy nodes \"x\"",
         ),
         (
             ("/linux/intelRdt", json!({})),
