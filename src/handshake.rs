@@ -73,6 +73,8 @@ steps! {
     ReadOnly,
     ReadOnlyRoot,
     Stdio,
+    /// The subject is the profile.
+    Apparmor,
     /// The subject is the member that cannot be had.
     Execution,
     Limit,

@@ -122,6 +122,7 @@ pub(crate) fn main(given: &mut Given) -> ! {
     rootfs::make_cwd(given, &root);
     console::open(given, &root);
     mounts::late_read_only(given, &root);
+    privileges::confine(given);
     // ORDER: after everything that is made inside /proc and /sys or over them.
     rootfs::protect_paths(given, &root, null);
     rootfs::propagate(given, &root);

@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::prctl;
 use nix::sys::stat::{SFlag, fstat, stat, umask};
 use nix::unistd::{
     AccessFlags, Gid, Uid, faccessat, fchdir, fchown, getcwd, setgroups, sethostname, setresgid,
-    setresuid,
+    setresuid, write,
 };
 
 use super::{Given, rootfs};
@@ -22,7 +22,8 @@ use crate::sys::execution::{
 };
 use crate::sys::fd::{close_between, standard};
 use crate::sys::filter;
-use crate::sys::path::file_type;
+use crate::sys::mount::new_filesystem;
+use crate::sys::path::{file_type, open_beneath};
 use crate::sys::process::{
     CapSets, ExecArray, capset, drop_bounding, raise_ambient, reset_signals, setdomainname,
     setrlimit,
@@ -48,6 +49,30 @@ pub(super) fn names(given: &Given) {
     if let Some(name) = &given.plan.domainname {
         given.check(setdomainname(name.as_bytes()), Step::Domainname, name);
     }
+}
+
+/// Have the payload confined by its AppArmor profile: the word for the next execve, startContainer hooks' among them.
+///
+/// Written to the container's own mount of proc, held since it was made, or to a new one where it has none: what somebody
+/// puts in the place of /proc takes the word and does nothing (CVE-2019-16884).
+// ORDER: in the process that will execute; before /proc is covered, for a user namespace makes a new one only beside one
+// that is seen whole.
+pub(super) fn confine(given: &Given) {
+    let Some(profile) = &given.plan.apparmor else {
+        return;
+    };
+    let mut own = PathBuf::from(nix::unistd::getpid().to_string());
+    own.push("attr/apparmor/exec");
+    let word = [b"exec ", profile.as_bytes()].concat();
+    let made = given.kernel_trees.iter().find(|(at, _)| at == "proc");
+    let written = match made {
+        Some((_, proc)) => open_beneath(proc.as_fd(), &own, OFlag::O_WRONLY),
+        None => new_filesystem(c"proc", [], 0)
+            .map_err(|(errno, _)| errno)
+            .and_then(|proc| open_beneath(proc.as_fd(), &own, OFlag::O_WRONLY)),
+    }
+    .and_then(|file| write(&file, &word));
+    given.check(written, Step::Apparmor, profile);
 }
 
 /// How the payload is executed.

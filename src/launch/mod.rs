@@ -596,6 +596,9 @@ fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
         Step::ReadOnly => format!("make {subject} read-only"),
         Step::ReadOnlyRoot => "make the root read-only".to_owned(),
         Step::Stdio => format!("close descriptors ({subject})"),
+        Step::Apparmor => {
+            format!("process.apparmorProfile: apparmor failed to apply profile {subject:?}")
+        }
         Step::Execution => format!("set {subject}"),
         Step::Limit => format!("process.rlimits: set {subject}"),
         Step::Capabilities => format!("process.capabilities: {subject}"),

@@ -29,6 +29,12 @@ impl Host {
         })
     }
 
+    /// Whether the kernel confines processes by AppArmor. Asked only where a bundle wants it to.
+    pub(crate) fn has_apparmor(&self) -> bool {
+        std::fs::read("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|answer| answer.starts_with(b"Y"))
+    }
+
     /// Whether the caller lacks the machine's root rights, so that a container needs a user namespace of its own and
     /// goes without what only root may do.
     pub(crate) fn rootless(&self) -> bool {

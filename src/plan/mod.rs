@@ -113,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) sysctl: Vec<(PathBuf, String)>,
     pub(crate) keyring: Option<std::ffi::CString>,
     pub(crate) execution: Execution,
+    /// The AppArmor profile of the payload.
+    pub(crate) apparmor: Option<String>,
     pub(crate) process: Process,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
@@ -146,6 +148,10 @@ impl Plan {
         } else {
             host.capabilities
         };
+        let apparmor = process.apparmor_profile().clone();
+        if apparmor.is_some() && !host.has_apparmor() {
+            bail!("process.apparmorProfile: apparmor: config provided but apparmor not supported");
+        }
         let (mut process, warnings) = Process::new(process, available)?;
         if options.listen_fds > 0 {
             process.env.push(std::ffi::CString::new(format!(
@@ -214,6 +220,7 @@ impl Plan {
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             execution: Execution::new(spec),
+            apparmor,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             inherited_fds: options.inherited_fds,
             hooks: spec.hooks().clone().unwrap_or_default(),

@@ -143,7 +143,6 @@ impl Absent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Feature {
-    Apparmor,
     Idmap,
     IntelRdt,
     NetDevices,
@@ -179,10 +178,6 @@ pub(super) const ABSENT: &[Absent] = &[
     Absent { feature: Feature::Idmap, member: None, even_empty: false,
         asked: asks_for_idmap,
         rule: "id-mapped mounts are not supported by this build", stage: Stage::Mounts },
-    Absent { feature: Feature::Apparmor, member: None, even_empty: false,
-        asked: |spec| spec.process().as_ref()?.apparmor_profile().as_ref().filter(|p| !p.is_empty())
-            .map(|_| "process.apparmorProfile".into()),
-        rule: "apparmor: config provided but apparmor not supported", stage: Stage::Init },
 ];
 
 fn asks_to_notify(spec: &Spec) -> Option<String> {
@@ -259,7 +254,7 @@ fn linux() -> oci::LinuxFeature {
         .set_systemd_user(Some(false))
         .set_rdma(Some(has(Feature::Rdma)));
     let mut apparmor = oci::Apparmor::default();
-    apparmor.set_enabled(Some(has(Feature::Apparmor)));
+    apparmor.set_enabled(Some(true));
     let mut selinux = oci::Selinux::default();
     selinux.set_enabled(Some(has(Feature::Selinux)));
     let mut intel_rdt = oci::IntelRdt::default();
@@ -369,7 +364,7 @@ mod tests {
             ),
             ("/linux/memoryPolicy/modes/0", "\"MPOL_BIND\""),
             ("/linux/memoryPolicy/flags/2", "\"MPOL_F_STATIC_NODES\""),
-            ("/linux/apparmor", r#"{"enabled":false}"#),
+            ("/linux/apparmor", r#"{"enabled":true}"#),
             ("/linux/selinux", r#"{"enabled":false}"#),
             ("/linux/intelRdt", r#"{"enabled":false}"#),
             ("/linux/mountExtensions/idmap/enabled", "false"),

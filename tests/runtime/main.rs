@@ -18,6 +18,7 @@ mod errors;
 mod execution;
 mod faults;
 mod hooks;
+mod labels;
 mod lifecycle;
 mod mounts;
 mod namespaces;

@@ -102,6 +102,20 @@ pub(crate) fn command(name: &str) -> Result<(), String> {
     }
 }
 
+/// Whether the kernel confines processes by AppArmor.
+pub(crate) fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|answer| answer.starts_with(b"Y"))
+}
+
+/// AppArmor, and what loads profiles.
+pub(crate) fn apparmor() -> Result<(), String> {
+    match has_apparmor() {
+        true => command("apparmor_parser"),
+        false => Err("the kernel has no AppArmor".into()),
+    }
+}
+
 /// A kernel that knows of memory nodes, be there only one.
 pub(crate) fn numa() -> Result<(), String> {
     match std::fs::exists("/proc/self/numa_maps") {

@@ -186,10 +186,6 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "process.rlimits[1].type: duplicated rlimit RLIMIT_AS",
         ),
         (
-            ("/process/apparmorProfile", json!("x")),
-            "process.apparmorProfile: apparmor: config provided but apparmor not supported",
-        ),
-        (
             ("/process/selinuxLabel", json!("x")),
             "process.selinuxLabel: selinux label is specified in config, but selinux is disabled or not supported",
         ),
