@@ -9,7 +9,7 @@
 //! | `Rooted`    | child  | –                         | mounts complete, not pivoted: run the runtime's hooks      |
 //! | `Hooked`    | parent | –                         | go on, pivot                                               |
 //! | `Console`   | child  | the pty master, its name  | hand it to the console socket or copy it                   |
-//! | `Ready`     | child  | –                         | only the word to start is missing: save `created`          |
+//! | `Ready`     | child  | the filter's listener's number | only the word to start is missing: save `created`          |
 //! | `Saved`     | parent | –                         | the container is on record; wait for the word to start     |
 //! | `Failed`    | child  | step, errno, subject      | undo everything                                            |
 //! | (end)       | either | –                         | the other died; a child that hears it ends                 |
@@ -20,7 +20,7 @@
 //! creates and starts. What it says then is no message but plain text (or the end, when execve has closed it): the
 //! reason why the payload did not start.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -105,7 +105,8 @@ pub(crate) enum Heard {
     Unmapped,
     Rooted,
     Console(OwnedFd, String),
-    Ready,
+    /// With the number, in the child, of the listener of its seccomp filter.
+    Ready(Option<RawFd>),
     Failed(Failure),
     /// The child died without a word.
     End,
@@ -202,7 +203,7 @@ impl ParentEnd {
             _ if kind == Kind::Entered as u8 => Heard::Entered(Pid::from_raw(number)),
             _ if kind == Kind::Unmapped as u8 => Heard::Unmapped,
             _ if kind == Kind::Rooted as u8 => Heard::Rooted,
-            _ if kind == Kind::Ready as u8 => Heard::Ready,
+            _ if kind == Kind::Ready as u8 => Heard::Ready((number >= 0).then_some(number)),
             _ if kind == Kind::Failed as u8 => {
                 let step = *STEPS.get(usize::from(buffer[1])).ok_or(Errno::EPROTO)?;
                 Heard::Failed(Failure {
@@ -267,7 +268,6 @@ impl ChildEnd {
 
     /// Hand over the pty master; `name` is the slave's path inside the container.
     pub(crate) fn console(&self, master: BorrowedFd, name: &str) {
-        use std::os::fd::AsRawFd;
         let mut buffer = [0; HEADER + TEXT];
         let length = encode(Kind::Console, 0, 0, name.as_bytes(), &mut buffer);
         if fd::send(self.0.as_fd(), &buffer[..length], &[master.as_raw_fd()]).is_err() {
@@ -279,8 +279,9 @@ impl ChildEnd {
     ///
     /// # Errors
     /// The filter forbids even that.
-    pub(crate) fn ready_and_wait(&self) -> nix::Result<()> {
-        self.say(Kind::Ready, 0, b"");
+    pub(crate) fn ready_and_wait(&self, listener: Option<BorrowedFd>) -> nix::Result<()> {
+        let number = listener.map_or(-1, |listener| listener.as_raw_fd());
+        self.say(Kind::Ready, number, b"");
         self.listen_for(Kind::Saved)
     }
 
@@ -329,9 +330,9 @@ mod tests {
     fn messages_arrive_as_they_were_said() {
         let (parent, child) = pair().unwrap();
         child.entered(Pid::from_raw(77));
-        child.say(Kind::Ready, 0, b"");
+        child.say(Kind::Ready, 7, b"");
         assert!(matches!(parent.hear().unwrap(), Heard::Entered(pid) if pid.as_raw() == 77));
-        assert!(matches!(parent.hear().unwrap(), Heard::Ready));
+        assert!(matches!(parent.hear().unwrap(), Heard::Ready(Some(7))));
         drop(child);
         assert!(matches!(parent.hear().unwrap(), Heard::End));
     }

@@ -15,7 +15,9 @@ use crate::sys::process::{execve, exit_now};
 pub(super) fn words(given: &Given, program: Program) -> ! {
     #[cfg(debug_assertions)]
     crate::sys::alloc_guard::seal();
-    let saved = given.talk.ready_and_wait();
+    let saved = given
+        .talk
+        .ready_and_wait(program.listener.as_ref().map(AsFd::as_fd));
     let (go, answer) = match &given.fifos {
         Some((go, answer)) => (go.as_fd(), answer.as_fd()),
         None => (given.talk.as_fd(), given.talk.as_fd()),

@@ -39,6 +39,8 @@ pub(super) struct Program {
     pub(super) env: ExecArray,
     /// The state for startContainer hooks; empty without any.
     pub(super) state: Vec<u8>,
+    /// The listener of a filter that notifies; it closes with the execve.
+    pub(super) listener: Option<OwnedFd>,
 }
 
 /// Host and domain name of the container's UTS namespace.
@@ -122,7 +124,7 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     become_user(given, plan);
     stand_in_cwd(given, root, entered);
     let path = find(given, plan);
-    let program = Program {
+    let mut program = Program {
         path: given.check(
             CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL),
             Step::Lookup,
@@ -134,6 +136,7 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
             true => Vec::new(),
             false => (given.state)("created", nix::unistd::getpid().as_raw()),
         },
+        listener: None,
     };
     umask(plan.umask);
     // ORDER: nothing is opened after this that a small RLIMIT_NOFILE could refuse.
@@ -149,7 +152,7 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     prctl::set_pdeathsig(None).ok();
     // CVE-2016-9962: changing ids may have made the process dumpable again.
     prctl::set_dumpable(false).ok();
-    load_filter(given);
+    program.listener = load_filter(given);
     program
 }
 
@@ -313,10 +316,11 @@ pub(super) fn close_all_but_ours(given: &Given, others: &[&OwnedFd], null: Optio
 }
 
 // ORDER: last of all, so that the filter has to permit little more than execve.
-fn load_filter(given: &Given) {
-    let Some(loaded) = &given.filter else { return };
-    given.check(filter::load(&loaded.bpf, loaded.flags), Step::Seccomp, "");
+fn load_filter(given: &Given) -> Option<OwnedFd> {
+    let loaded = given.filter.as_ref()?;
+    let listener = given.check(filter::load(&loaded.bpf, loaded.flags), Step::Seccomp, "");
     if needs_rights_for_filter(given) {
         set_capabilities(given, 0);
     }
+    listener
 }

@@ -2,6 +2,7 @@
 //! back when anything fails. Every container process comes through here.
 
 pub(crate) mod cache;
+mod notify;
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -321,7 +322,8 @@ fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepare
                 go_on(launched.talk.hooked())?;
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),
-            Heard::Ready => return Ok(()),
+            Heard::Ready(None) => return Ok(()),
+            Heard::Ready(Some(listener)) => return notify::hand_over(request, launched, listener),
             Heard::Failed(failure) => return Err(explain(request.plan, &failure)),
             Heard::End => bail!(
                 "unable to start container process: the container's process died while it was set up"

@@ -118,6 +118,8 @@ pub(crate) struct Plan {
     pub(crate) process: Process,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
+    /// Who answers what the seccomp filter notifies of; none where nothing does.
+    pub(crate) agent: Option<seccomp::Agent>,
     pub(crate) control: Control,
     /// What is not as asked for, but goes on.
     pub(crate) warnings: Vec<String>,
@@ -223,6 +225,7 @@ impl Plan {
             apparmor,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             inherited_fds: options.inherited_fds,
+            agent: linux.seccomp().as_ref().and_then(seccomp::agent),
             hooks: spec.hooks().clone().unwrap_or_default(),
             control: Control {
                 path: linux.cgroups_path().clone(),

@@ -54,6 +54,7 @@ const SECCOMP_ACTIONS: &[LinuxSeccompAction] = &[
     LinuxSeccompAction::ScmpActKillProcess,
     LinuxSeccompAction::ScmpActKillThread,
     LinuxSeccompAction::ScmpActLog,
+    LinuxSeccompAction::ScmpActNotify,
     LinuxSeccompAction::ScmpActTrace,
     LinuxSeccompAction::ScmpActTrap,
 ];
@@ -89,15 +90,13 @@ const SECCOMP_ARCHS: &[Arch] = &[
     Arch::ScmpArchX86_64,
 ];
 
-const SECCOMP_FLAGS_SUPPORTED: &[LinuxSeccompFilterFlag] = &[
+/// All that the specification knows.
+const SECCOMP_FLAGS: &[LinuxSeccompFilterFlag] = &[
     LinuxSeccompFilterFlag::SeccompFilterFlagLog,
     LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow,
     LinuxSeccompFilterFlag::SeccompFilterFlagTsync,
+    LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv,
 ];
-
-/// Known but without effect here: it concerns listeners only.
-const SECCOMP_FLAGS_INERT: &[LinuxSeccompFilterFlag] =
-    &[LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv];
 
 const MEMORY_MODES: &[MemoryPolicyModeType] = &[
     MemoryPolicyModeType::MpolBind,
@@ -147,7 +146,6 @@ pub(super) enum Feature {
     IntelRdt,
     NetDevices,
     Rdma,
-    SeccompNotify,
     Selinux,
 }
 
@@ -169,9 +167,6 @@ pub(super) const ABSENT: &[Absent] = &[
         asked: |spec| spec.linux().as_ref()?.resources().as_ref()?.rdma().as_ref().filter(|r| !r.is_empty())
             .map(|_| "linux.resources.rdma".into()),
         rule: "rdma limits are not supported by this build", stage: Stage::Cgroups },
-    Absent { feature: Feature::SeccompNotify, member: None, even_empty: false,
-        asked: asks_to_notify,
-        rule: "SCMP_ACT_NOTIFY is not supported by this build", stage: Stage::Seccomp },
     Absent { feature: Feature::IntelRdt, member: Some(("linux", "intelRdt")), even_empty: true,
         asked: |spec| spec.linux().as_ref()?.intel_rdt().as_ref().map(|_| "linux.intelRdt".into()),
         rule: "intelRdt is not supported by this build", stage: Stage::IntelRdt },
@@ -179,19 +174,6 @@ pub(super) const ABSENT: &[Absent] = &[
         asked: asks_for_idmap,
         rule: "id-mapped mounts are not supported by this build", stage: Stage::Mounts },
 ];
-
-fn asks_to_notify(spec: &Spec) -> Option<String> {
-    let seccomp = spec.linux().as_ref()?.seccomp().as_ref()?;
-    if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
-        return Some("linux.seccomp.defaultAction".into());
-    }
-    let at = seccomp
-        .syscalls()
-        .iter()
-        .flatten()
-        .position(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)?;
-    Some(format!("linux.seccomp.syscalls[{at}].action"))
-}
 
 fn asks_for_idmap(spec: &Spec) -> Option<String> {
     let at = spec.mounts().iter().flatten().position(|mount| {
@@ -287,15 +269,14 @@ fn linux() -> oci::LinuxFeature {
 }
 
 fn seccomp() -> oci::Seccomp {
-    let known = [SECCOMP_FLAGS_SUPPORTED, SECCOMP_FLAGS_INERT].concat();
     let mut seccomp = oci::Seccomp::default();
     seccomp
         .set_enabled(Some(true))
         .set_actions(Some(SECCOMP_ACTIONS.to_vec()))
         .set_operators(Some(owned(SECCOMP_OPERATORS)))
         .set_archs(Some(SECCOMP_ARCHS.to_vec()))
-        .set_known_flags(Some(owned(&known)))
-        .set_supported_flags(Some(owned(SECCOMP_FLAGS_SUPPORTED)));
+        .set_known_flags(Some(owned(SECCOMP_FLAGS)))
+        .set_supported_flags(Some(owned(SECCOMP_FLAGS)));
     seccomp
 }
 
@@ -384,7 +365,7 @@ mod tests {
                 "{at}"
             );
         }
-        assert!(!text.contains("null") && !text.contains("NOTIFY"));
+        assert!(!text.contains("null"));
         assert!(
             text.starts_with("{\n    \"ociVersionMin\": \"1.0.0\",\n"),
             "{text}"

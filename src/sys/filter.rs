@@ -4,6 +4,7 @@
 //! child has only bytes. See seccomp(2) and the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
 
 use std::mem::offset_of;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JA, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD,
@@ -138,13 +139,13 @@ impl Instruction {
 /// native byte order). `flags` are `SECCOMP_FILTER_FLAG_*`. Allocates nothing.
 ///
 /// The caller has no_new_privs set or CAP_SYS_ADMIN in its user namespace (else EACCES). EINVAL: not a program of 1 to
-/// 4096 whole instructions, a program the kernel's checker refuses, a flag this kernel does not know, or one whose
-/// result is more than success (TSYNC and TSYNC_ESRCH, NEW_LISTENER), which this door does not carry.
-pub(crate) fn load(bpf: &[u8], flags: u32) -> nix::Result<()> {
+/// 4096 whole instructions, a program the kernel's checker refuses, a flag this kernel does not know, or one that makes
+/// a thread's number the result (TSYNC and TSYNC_ESRCH), which this door does not carry.
+///
+/// With NEW_LISTENER the result is the listener, which closes on exec.
+pub(crate) fn load(bpf: &[u8], flags: u32) -> nix::Result<Option<OwnedFd>> {
     let flags = libc::c_ulong::from(flags);
-    let answering = libc::SECCOMP_FILTER_FLAG_TSYNC
-        | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH
-        | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let answering = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH;
     let count = bpf.len() / INSTRUCTION_SIZE;
     if !bpf.len().is_multiple_of(INSTRUCTION_SIZE)
         || count > MAX_INSTRUCTIONS
@@ -166,7 +167,13 @@ pub(crate) fn load(bpf: &[u8], flags: u32) -> nix::Result<()> {
             &raw const program,
         )
     };
-    Errno::result(result).map(drop)
+    let result = Errno::result(result)?;
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let listener = RawFd::try_from(result).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(listener) }))
 }
 
 #[cfg(test)]
@@ -200,7 +207,7 @@ mod tests {
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
                 let code = match set_no_new_privs().and_then(|()| load(bpf, flags)) {
-                    Ok(()) => {
+                    Ok(_) => {
                         // SAFETY: getpgid takes no pointers.
                         let result = unsafe { libc::getpgid(0) };
                         let refused = result == -1 && Errno::last() == Errno::EXFULL;
@@ -285,10 +292,10 @@ mod tests {
     fn flags_whose_result_would_be_lost_are_refused() {
         for flag in [
             libc::SECCOMP_FILTER_FLAG_TSYNC,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH,
         ] {
             let flag = u32::try_from(flag).unwrap();
-            assert_eq!(load(&without_getpgid(), flag), Err(Errno::EINVAL));
+            assert_eq!(load(&without_getpgid(), flag).err(), Some(Errno::EINVAL));
         }
     }
 }

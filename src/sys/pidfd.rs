@@ -1,6 +1,6 @@
 //! A process as a file descriptor: a signal cannot hit another process that took over the number.
 
-use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -31,6 +31,17 @@ pub(crate) fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<(), Errno> {
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// A copy of the process's descriptor `number`: pidfd_getfd(2), kernel 5.6. Errors: EPERM where the process may not be
+/// traced, EBADF when it has no such descriptor.
+pub(crate) fn take(pidfd: impl AsFd, number: RawFd) -> Result<OwnedFd, Errno> {
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: takes three numbers and returns an fd or an error.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just made this fd for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Waits until the process is dead, zombies included; false when `limit` passed first.

@@ -22,6 +22,7 @@ mod labels;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod notify;
 mod process;
 mod rootfs;
 mod rootless;

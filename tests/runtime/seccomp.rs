@@ -467,7 +467,7 @@ fn an_unknown_word_in_a_profile_is_refused() {
 }
 
 #[test]
-fn notification_is_no_default_and_needs_a_listener() {
+fn notification_is_no_default() {
     requires!(container);
     refused(
         &asking(&[], |c| {

@@ -7,6 +7,8 @@
 
 mod compact;
 
+use std::path::PathBuf;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -63,6 +65,33 @@ pub(crate) struct Filter {
     pub(crate) flags: u32,
 }
 
+/// Who answers the notifications of a filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Agent {
+    /// Its socket, on the host.
+    pub(crate) path: PathBuf,
+    /// What it is told, as it stands in config.json.
+    pub(crate) metadata: Option<String>,
+}
+
+/// The agent of a profile that has a rule that notifies. COMPAT: else the path is ignored.
+pub(crate) fn agent(profile: &LinuxSeccomp) -> Option<Agent> {
+    let path = profile
+        .listener_path()
+        .clone()
+        .filter(|_| notifies(profile))?;
+    Some(Agent {
+        path,
+        metadata: profile.listener_metadata().clone(),
+    })
+}
+
+/// Whether some rule asks an agent.
+fn notifies(profile: &LinuxSeccomp) -> bool {
+    let mut rules = profile.syscalls().iter().flatten();
+    rules.any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+}
+
 /// Every fault of the profile that its types allow, each naming the field and the rule.
 pub(crate) fn check(profile: &LinuxSeccomp) -> Result<(), Vec<String>> {
     let mut faults = Vec::new();
@@ -78,17 +107,10 @@ pub(crate) fn check(profile: &LinuxSeccomp) -> Result<(), Vec<String>> {
         );
     }
     for (at, rule) in profile.syscalls().iter().flatten().enumerate() {
-        if rule.action() == LinuxSeccompAction::ScmpActNotify {
-            faults.push(format!(
-                "linux.seccomp.syscalls[{at}].action: {} is not supported",
-                rule.action()
-            ));
-        } else {
-            faults.extend(
-                errno_fault(rule.action(), rule.errno_ret())
-                    .map(|fault| format!("linux.seccomp.syscalls[{at}].errnoRet: {fault}")),
-            );
-        }
+        faults.extend(
+            errno_fault(rule.action(), rule.errno_ret())
+                .map(|fault| format!("linux.seccomp.syscalls[{at}].errnoRet: {fault}")),
+        );
         for (nth, arg) in rule.args().iter().flatten().enumerate() {
             if arg.index() > 5 {
                 faults.push(format!(
@@ -126,9 +148,12 @@ pub(crate) fn flags(profile: &LinuxSeccomp) -> u32 {
     // COMPAT: runc asks for SPEC_ALLOW when the profile has no flags; an empty list means none.
     let default = [LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow];
     let wanted = profile.flags().as_deref().unwrap_or(&default);
-    let notifies = (profile.syscalls().iter().flatten())
-        .any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
-    let bits = wanted.iter().fold(0, |bits, flag| {
+    let notifies = notifies(profile);
+    let listener = match notifies {
+        true => libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+        false => 0,
+    };
+    let bits = wanted.iter().fold(listener, |bits, flag| {
         bits | match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
@@ -951,7 +976,7 @@ mod tests {
                 {"names": ["read"], "action": "SCMP_ACT_KILL", "errnoRet": 5},
                 {"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4095},
                 {"names": ["read"], "action": "SCMP_ACT_TRACE", "errnoRet": 65536},
-                {"names": ["read"], "action": "SCMP_ACT_NOTIFY"},
+                {"names": ["read"], "action": "SCMP_ACT_NOTIFY", "errnoRet": 1},
                 {"names": ["read"], "action": "SCMP_ACT_LOG", "args": [
                     {"index": 6, "value": 0, "op": "SCMP_CMP_EQ"},
                 ]},
@@ -962,7 +987,7 @@ mod tests {
             "linux.seccomp.syscalls[0].errnoRet: SCMP_ACT_KILL takes no errno",
             "linux.seccomp.syscalls[1].errnoRet: 4095 is above 4094, the highest errno",
             "linux.seccomp.syscalls[2].errnoRet: 65536 is above 65535, the highest value a tracer can be told",
-            "linux.seccomp.syscalls[3].action: SCMP_ACT_NOTIFY is not supported",
+            "linux.seccomp.syscalls[3].errnoRet: SCMP_ACT_NOTIFY takes no errno",
             "linux.seccomp.syscalls[4].args[0].index: 6 is above 5, the last argument of a system call",
         ];
         assert_eq!(faults(value.clone()), expected);
@@ -1002,7 +1027,7 @@ mod tests {
             "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"],
             "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}],
         }));
-        assert_eq!(flags(&waiting), 32);
+        assert_eq!(flags(&waiting), 8 | 32);
     }
 
     #[test]

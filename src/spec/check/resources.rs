@@ -165,3 +165,27 @@ pub(super) fn seccomp_default_is_no_notify(check: &mut Check<'_>) {
         );
     }
 }
+
+/// The runtime itself has to write after the filter is loaded, before anybody could answer. COMPAT: runc's words.
+pub(super) fn seccomp_notifies_somebody_who_can_answer(check: &mut Check<'_>) {
+    let Some(seccomp) = check.linux().and_then(|linux| linux.seccomp().as_ref()) else {
+        return;
+    };
+    let rules = seccomp.syscalls().iter().flatten().enumerate();
+    let mut notifies = false;
+    for (at, rule) in rules.filter(|(_, r)| r.action() == LinuxSeccompAction::ScmpActNotify) {
+        notifies = true;
+        if rule.names().iter().any(|name| name == "write") {
+            check.say(
+                format!("linux.seccomp.syscalls[{at}].action"),
+                "SCMP_ACT_NOTIFY cannot be used for the write syscall",
+            );
+        }
+    }
+    if notifies && seccomp.listener_path().is_none() {
+        check.say(
+            "linux.seccomp.listenerPath",
+            "seccomp listenerPath is not set",
+        );
+    }
+}

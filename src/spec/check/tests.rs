@@ -402,7 +402,15 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
         ),
         (
             ("/linux/seccomp/syscalls/0/action", json!("SCMP_ACT_NOTIFY")),
-            "linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY is not supported by this build",
+            "linux.seccomp.listenerPath: seccomp listenerPath is not set",
+        ),
+        (
+            (
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/a",
+                    "syscalls": [{"names": ["mount", "write"], "action": "SCMP_ACT_NOTIFY"}]}),
+            ),
+            "linux.seccomp.syscalls[0].action: SCMP_ACT_NOTIFY cannot be used for the write syscall",
         ),
         (
             (

@@ -1,0 +1,47 @@
+//! The listener of a filter that notifies, handed to the agent that answers (config-linux.md, seccomp, listenerPath).
+
+use std::io::Write;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::{Launched, Request};
+use crate::sys::{fd, pidfd};
+
+/// Take the listener with this number from the waiting process and send it, with the container process state.
+///
+/// # Errors
+/// The profile names no listener, nobody listens there, or the process may not be looked into: an ordinary user may not
+/// where the process was made by one who is not dumpable.
+pub(super) fn hand_over(request: &Request, launched: &Launched, number: RawFd) -> Result<()> {
+    let Some(agent) = &request.plan.agent else {
+        bail!("linux.seccomp.listenerPath: seccomp listenerPath is not set");
+    };
+    let listener = pidfd::take(launched.pidfd(), number)
+        .context("take the listener of the seccomp filter from the container's process")?;
+    let state = (request.state)("creating", launched.pid().as_raw());
+    let state: Value = serde_json::from_slice(&state).context("the container's state")?;
+    let message = json!({
+        "ociVersion": state["ociVersion"],
+        "fds": ["seccompFd"],
+        "pid": launched.pid().as_raw(),
+        "metadata": agent.metadata,
+        "state": state,
+    })
+    .to_string();
+    // COMPAT: runc's words.
+    let context = || {
+        format!(
+            "linux.seccomp.listenerPath: failed to connect with seccomp agent specified in the seccomp profile: {}",
+            agent.path.display()
+        )
+    };
+    let mut stream = UnixStream::connect(&agent.path).with_context(context)?;
+    // The descriptor travels with the first byte; a stream may take the rest in pieces.
+    let (first, rest) = message.as_bytes().split_at(1);
+    let number = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    fd::send(stream.as_fd(), first, &[number]).with_context(context)?;
+    stream.write_all(rest).with_context(context)
+}
