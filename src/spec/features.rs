@@ -145,7 +145,6 @@ pub(super) enum Feature {
     Idmap,
     IntelRdt,
     NetDevices,
-    Rdma,
     Selinux,
 }
 
@@ -163,10 +162,6 @@ pub(super) const ABSENT: &[Absent] = &[
         asked: |spec| spec.linux().as_ref()?.mount_label().as_ref().filter(|l| !l.is_empty())
             .map(|_| "linux.mountLabel".into()),
         rule: "mount label is specified in config, but selinux is disabled or not supported", stage: Stage::Security },
-    Absent { feature: Feature::Rdma, member: None, even_empty: false,
-        asked: |spec| spec.linux().as_ref()?.resources().as_ref()?.rdma().as_ref().filter(|r| !r.is_empty())
-            .map(|_| "linux.resources.rdma".into()),
-        rule: "rdma limits are not supported by this build", stage: Stage::Cgroups },
     Absent { feature: Feature::IntelRdt, member: Some(("linux", "intelRdt")), even_empty: true,
         asked: |spec| spec.linux().as_ref()?.intel_rdt().as_ref().map(|_| "linux.intelRdt".into()),
         rule: "intelRdt is not supported by this build", stage: Stage::IntelRdt },
@@ -234,7 +229,7 @@ fn linux() -> oci::LinuxFeature {
         .set_v2(Some(true))
         .set_systemd(Some(false))
         .set_systemd_user(Some(false))
-        .set_rdma(Some(has(Feature::Rdma)));
+        .set_rdma(Some(true));
     let mut apparmor = oci::Apparmor::default();
     apparmor.set_enabled(Some(true));
     let mut selinux = oci::Selinux::default();
@@ -329,7 +324,7 @@ mod tests {
             ("/linux/capabilities/40", "\"CAP_CHECKPOINT_RESTORE\""),
             (
                 "/linux/cgroup",
-                r#"{"rdma":false,"systemd":false,"systemdUser":false,"v1":false,"v2":true}"#,
+                r#"{"rdma":true,"systemd":false,"systemdUser":false,"v1":false,"v2":true}"#,
             ),
             ("/linux/seccomp/enabled", "true"),
             ("/linux/seccomp/actions/0", "\"SCMP_ACT_ALLOW\""),

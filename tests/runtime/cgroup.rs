@@ -395,6 +395,30 @@ fn huge_page_limits_are_written() {
 }
 
 #[test]
+fn rdma_limits_want_the_controller_and_the_device() {
+    requires!(root, controller "rdma");
+    let bundle = asking(&[], |c| {
+        resources(c, &json!({ "rdma": { "none0": { "hcaHandles": 2 } } }));
+    });
+    refused(&bundle, "rdma.max");
+    let bundle = asking(&[], |c| {
+        resources(c, &json!({ "rdma": { "none 0": { "hcaHandles": 2 } } }));
+    });
+    refused(&bundle, "\"none 0\" is not a device name");
+}
+
+#[test]
+fn rdma_limits_are_written() {
+    requires!(root, controller "rdma", rdma_device);
+    let device = needs::rdma_devices().remove(0);
+    let found = limited(
+        &json!({ "rdma": { device.clone(): { "hcaHandles": 2, "hcaObjects": 300 } } }),
+        &["rdma.max"],
+    );
+    assert_eq!(found, [format!("{device} hca_handle=2 hca_object=300")]);
+}
+
+#[test]
 fn unified_names_files_and_their_text() {
     requires!(root, controller "hugetlb");
     let found = limited(

@@ -377,10 +377,6 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.resources.unified: unified resource \"a/b\" must be a file name (no slashes)",
         ),
         (
-            ("/linux/resources/rdma", json!({"mlx": {}})),
-            "linux.resources.rdma: rdma limits are not supported by this build",
-        ),
-        (
             ("/linux/sysctl", json!({"kernel.panic": "1"})),
             "linux.sysctl: sysctl \"kernel.panic\" is not in a separate kernel namespace",
         ),
