@@ -5,7 +5,8 @@
 //! | `Entered`   | child  | pid (second fork only)    | that process is the container's, the first child will end  |
 //! | `Known`     | parent | –                         | that pid is on the other side's mind: go on                |
 //! | `Unmapped`  | child  | –                         | it is in its new user namespace: maps wanted               |
-//! | `Mapped`    | parent | –                         | ids are mapped, the process is in its cgroup               |
+//! | `Mapped`    | parent | –                         | ids (or those of the tree) are mapped, it is in its cgroup |
+//! | `Tree`      | child  | a new mount, its number   | it is to be id-mapped, by who has the rights: `Mapped`     |
 //! | `Rooted`    | child  | –                         | mounts complete, not pivoted: run the runtime's hooks      |
 //! | `Hooked`    | parent | –                         | go on, pivot                                               |
 //! | `Console`   | child  | the pty master, its name  | hand it to the console socket or copy it                   |
@@ -103,6 +104,8 @@ pub(crate) struct Failure {
 pub(crate) enum Heard {
     Entered(Pid),
     Unmapped,
+    /// A new mount, and its number in the plan.
+    Tree(OwnedFd, i32),
     Rooted,
     Console(OwnedFd, String),
     /// With the number, in the child, of the listener of its seccomp filter.
@@ -125,6 +128,7 @@ enum Kind {
     Ready,
     Saved,
     Failed,
+    Tree,
 }
 
 /// The two ends of a new conversation.
@@ -200,6 +204,7 @@ impl ParentEnd {
         Ok(match fd {
             _ if length == 0 => Heard::End,
             Some(master) if kind == Kind::Console as u8 => Heard::Console(master, text),
+            Some(tree) if kind == Kind::Tree as u8 => Heard::Tree(tree, number),
             _ if kind == Kind::Entered as u8 => Heard::Entered(Pid::from_raw(number)),
             _ if kind == Kind::Unmapped as u8 => Heard::Unmapped,
             _ if kind == Kind::Rooted as u8 => Heard::Rooted,
@@ -260,6 +265,13 @@ impl ChildEnd {
         self.wait(Kind::Mapped);
     }
 
+    /// Have the ids of mount `number` of the plan mapped, which is detached.
+    pub(crate) fn mapped_tree(&self, number: usize, tree: BorrowedFd) {
+        let number = i32::try_from(number).unwrap_or(i32::MAX);
+        self.hand_over(Kind::Tree, number, b"", tree);
+        self.wait(Kind::Mapped);
+    }
+
     /// Let the parent run the runtime's hooks.
     pub(crate) fn rooted_and_wait(&self) {
         self.say(Kind::Rooted, 0, b"");
@@ -268,9 +280,13 @@ impl ChildEnd {
 
     /// Hand over the pty master; `name` is the slave's path inside the container.
     pub(crate) fn console(&self, master: BorrowedFd, name: &str) {
+        self.hand_over(Kind::Console, 0, name.as_bytes(), master);
+    }
+
+    fn hand_over(&self, kind: Kind, number: i32, text: &[u8], file: BorrowedFd) {
         let mut buffer = [0; HEADER + TEXT];
-        let length = encode(Kind::Console, 0, 0, name.as_bytes(), &mut buffer);
-        if fd::send(self.0.as_fd(), &buffer[..length], &[master.as_raw_fd()]).is_err() {
+        let length = encode(kind, 0, number, text, &mut buffer);
+        if fd::send(self.0.as_fd(), &buffer[..length], &[file.as_raw_fd()]).is_err() {
             exit_now(1);
         }
     }

@@ -42,7 +42,7 @@ use crate::sys::process::CloneFlags;
 pub(crate) struct Given<'a> {
     pub(crate) plan: &'a Plan,
     /// Descriptors of the parent's, which would tell nobody that the parent has died while they are open here too: its
-    /// end of the conversation, and the lock of the state directory.
+    /// end of the conversation, and the lock of the state directory; and the user namespaces of id-mapped mounts.
     pub(crate) parents_own: Vec<RawFd>,
     pub(crate) talk: ChildEnd,
     /// Whether the parent has to act before anything else: write the id maps, or place the process in its cgroup.

@@ -33,7 +33,7 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
     for index in 0..given.plan.mounts.len() {
         let tree = given.trees.get_mut(index).and_then(Option::take);
         let op = &given.plan.mounts[index];
-        match carry_out(given, root.as_fd(), op, tree) {
+        match carry_out(given, root.as_fd(), (index, op), tree) {
             Ok(Some(mounted)) => remember(given, op, mounted),
             Ok(None) => {}
             Err((errno, said)) => {
@@ -130,7 +130,7 @@ fn detach_parent(path: &Path) -> nix::Result<()> {
 fn carry_out(
     given: &Given,
     root: BorrowedFd,
-    op: &MountOp,
+    (number, op): (usize, &MountOp),
     tree: Option<OwnedFd>,
 ) -> Result<Option<Mounted>, Refused> {
     let mounted = match &op.what {
@@ -140,7 +140,7 @@ fn carry_out(
             kind,
             source,
             parameters,
-        } => filesystem(given, root, op, (kind, source), parameters)?,
+        } => filesystem(given, root, (number, op), (kind, source), parameters)?,
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
     finish(mounted.tree.as_fd(), op).map_err(plain)?;
@@ -223,7 +223,7 @@ fn is_directory(stat: &FileStat) -> bool {
 fn filesystem(
     given: &Given,
     root: BorrowedFd,
-    op: &MountOp,
+    (number, op): (usize, &MountOp),
     (kind, source): (&CString, &CString),
     parameters: &[Parameter],
 ) -> Result<Mounted, Refused> {
@@ -249,6 +249,10 @@ fn filesystem(
     }
     all.extend(parameters.iter().cloned());
     if all.iter().any(too_long_for_fsconfig) {
+        if op.id_map.is_some() {
+            let said = "an id-mapped mount takes no option of more than 255 bytes";
+            return Err((Errno::EINVAL, said.to_owned()));
+        }
         return by_mount2(given, root, op, (kind, source), parameters, &target);
     }
     let mounted = match &given.pid_namespace {
@@ -261,6 +265,11 @@ fn filesystem(
     };
     if op.copy_up && !made {
         copy_up::tree(target.as_fd(), mounted.as_fd()).map_err(plain)?;
+    }
+    if op.id_map.is_some() {
+        // KERNEL: while the mount is detached and nobody has seen it; by the parent, since this process has no rights
+        // over the namespace with the maps. Where it cannot be done, the parent ends everything.
+        given.talk.mapped_tree(number, mounted.as_fd());
     }
     put(given, op, mounted, target.as_fd())
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod cache;
 mod notify;
+mod sources;
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -21,12 +22,10 @@ use crate::child::{self, Given};
 use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
 use crate::hooks::Prepared;
 use crate::plan::Plan;
-use crate::plan::mounts::What;
 use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::Filter;
 use crate::report::debug;
 use crate::sys::errno::Words;
-use crate::sys::mount::{self, Change, Reach};
 use crate::sys::pidfd;
 use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
 
@@ -244,7 +243,7 @@ pub(crate) fn launch(
     for (join, file) in plan.namespaces.joins.iter().zip(&given.joins) {
         check_sysctl(plan, join.kind, file.as_fd())?;
     }
-    clone_sources(plan, &mut given)?;
+    let id_maps = sources::clone(plan, &mut given)?;
 
     debug!("clone the container's process");
     let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref())?;
@@ -277,7 +276,7 @@ pub(crate) fn launch(
         console: None,
         undo,
     };
-    converse(request, &mut launched, &runtime_hooks)?;
+    converse(request, &mut launched, &runtime_hooks, &id_maps)?;
     Ok(launched)
 }
 
@@ -297,7 +296,12 @@ fn map(plan: &Plan, pid: Pid) -> Result<()> {
 }
 
 /// Answer the child until it is ready.
-fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepared]) -> Result<()> {
+fn converse(
+    request: &Request,
+    launched: &mut Launched,
+    runtime_hooks: &[Prepared],
+    id_maps: &[OwnedFd],
+) -> Result<()> {
     loop {
         let heard = launched
             .talk
@@ -311,6 +315,10 @@ fn converse(request: &Request, launched: &mut Launched, runtime_hooks: &[Prepare
             }
             Heard::Unmapped => {
                 map(request.plan, launched.pid())?;
+                go_on(launched.talk.mapped())?;
+            }
+            Heard::Tree(tree, number) => {
+                sources::map_made(request.plan, &tree, number, id_maps)?;
                 go_on(launched.talk.mapped())?;
             }
             Heard::Rooted => {
@@ -502,48 +510,6 @@ fn open_path(path: &str) -> Result<OwnedFd> {
         .with_context(|| format!("open {path}"))
 }
 
-/// Clone the root's tree and the sources of bind mounts here, with the host's rights and in its mount namespace, where
-/// the child will have lost either.
-fn clone_sources(plan: &Plan, given: &mut Given) -> Result<()> {
-    if !plan.parent_clones_sources {
-        return Ok(());
-    }
-    let clone = |path: &Path, reach, change| -> nix::Result<OwnedFd> {
-        let tree = mount::bind(path, reach, change)?;
-        // As in the child's own namespace: a clone of the host's shared mount would be the host's peer.
-        let slave = Change::propagation(libc::MS_SLAVE);
-        mount::change(tree.as_fd(), Reach::Tree, slave)?;
-        Ok(tree)
-    };
-    let failed = |what: String| {
-        move |errno| {
-            anyhow!(
-                "unable to start container process: {what}: {}",
-                Words(errno)
-            )
-        }
-    };
-    if plan.root.switch != crate::plan::Switch::Chroot {
-        let tree = clone(&plan.root.path, Reach::Tree, Change::default());
-        given.root_tree =
-            Some(tree.map_err(failed(format!("root.path {}", plan.root.path.display())))?);
-    }
-    for op in &plan.mounts {
-        given.trees.push(match &op.what {
-            What::Bind { source, reach } => {
-                let tree = clone(source, *reach, op.at_first());
-                Some(tree.map_err(failed(mounting(&op.source(), &op.destination())))?)
-            }
-            _ => None,
-        });
-    }
-    Ok(())
-}
-
-fn mounting(source: &str, destination: &str) -> String {
-    format!("error mounting {source:?} to rootfs at {destination:?}")
-}
-
 /// The sentence for what a child says of its end.
 fn explain(plan: &Plan, failure: &Failure) -> anyhow::Error {
     let Failure {
@@ -622,7 +588,7 @@ fn mount_failure(plan: &Plan, why: &str, subject: &str) -> String {
     else {
         return why.to_owned();
     };
-    let what = mounting(&op.source(), &op.destination());
+    let what = sources::mounting(&op.source(), &op.destination());
     if op.ordinary_directory && said.contains("ordinary directory") {
         return format!("{what}: filesystem {:?} {said}", op.kind());
     }

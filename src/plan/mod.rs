@@ -24,7 +24,7 @@ use crate::sys::mount::{Change, Reach};
 use devices::{Making, Node};
 use execution::Execution;
 use host::Host;
-use mounts::{Hierarchy, MountOp, What, inner_paths};
+use mounts::{Hierarchy, IdMaps, MountOp, What, inner_paths};
 use namespaces::{Namespaces, Origin};
 use process::{ALL_CAPABILITIES, Process};
 
@@ -98,6 +98,8 @@ pub(crate) struct Plan {
     pub(crate) time_offsets: String,
     pub(crate) root: Root,
     pub(crate) mounts: Vec<MountOp>,
+    /// The maps of id-mapped mounts, each pair once; each needs a user namespace while the mounts are made.
+    pub(crate) id_maps: Vec<Maps>,
     /// Whether the parent clones the sources of bind mounts and of the root, because the child will have lost the
     /// rights or the namespace to reach them.
     pub(crate) parent_clones_sources: bool,
@@ -184,11 +186,16 @@ impl Plan {
             (false, false) => Hierarchy::Whole,
             (false, true) => Hierarchy::WholeReadOnly,
         };
+        let mut id_maps = IdMaps {
+            container: maps.as_ref(),
+            joined: namespaces.origin(Kind::User) == Origin::Joined,
+            distinct: Vec::new(),
+        };
         let mounts = spec
             .mounts()
             .iter()
             .flatten()
-            .map(|mount| mounts::operation(mount, bundle, hierarchy))
+            .map(|mount| mounts::operation(mount, bundle, hierarchy, &mut id_maps))
             .collect::<Result<Vec<_>>>()?;
         if namespaces.origin(Kind::Mount) == Origin::Inherited && !mounts.is_empty() {
             bail!(
@@ -200,6 +207,7 @@ impl Plan {
             && !mounts.iter().any(|op| {
                 op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
             });
+        let id_maps = id_maps.distinct;
         let resources = linux.resources().clone().unwrap_or_default();
         let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
         let keyring = (!options.no_new_keyring)
@@ -236,6 +244,7 @@ impl Plan {
             namespaces,
             maps,
             mounts,
+            id_maps,
             fill_dev,
             keyring,
             process,

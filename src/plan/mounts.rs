@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::Mount;
 
+use crate::idmap::{Maps, Range};
 use crate::spec::may_replace_in_proc;
 use crate::sys::mount::{Change, Parameter, Reach, attr};
 use crate::sys::path::relative;
@@ -47,6 +48,73 @@ pub(crate) enum Hierarchy {
     WholeReadOnly,
 }
 
+/// That the files of a mount have other owners there than on their file system (mount_setattr(2), MOUNT_ATTR_IDMAP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IdMap {
+    pub(crate) by: MappedBy,
+    /// `ridmap` maps the mounts below too.
+    pub(crate) reach: Reach,
+}
+
+/// The user namespace whose maps an id-mapped mount has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MappedBy {
+    /// One made for these maps: their place in [`super::Plan::id_maps`].
+    Maps(usize),
+    /// The one that the container joins.
+    Joined,
+}
+
+/// What a mount without maps of its own is mapped by, and the maps of all mounts, each pair once.
+#[derive(Debug, Default)]
+pub(crate) struct IdMaps<'a> {
+    /// The maps of the container's new user namespace.
+    pub(crate) container: Option<&'a Maps>,
+    /// Whether it joins one instead.
+    pub(crate) joined: bool,
+    pub(crate) distinct: Vec<Maps>,
+}
+
+impl IdMaps<'_> {
+    /// What maps `mount`, if it is to be id-mapped (config.md, Mounts). `reach` is that of the option word, where there
+    /// is one; maps without a word mean `idmap`.
+    ///
+    /// # Errors
+    /// There are neither maps nor a user namespace.
+    fn of(&mut self, mount: &Mount, reach: Option<Reach>, bind: bool) -> Result<Option<IdMap>> {
+        let ranges = |map: &Option<Vec<_>>| map.iter().flatten().map(Range::from).collect();
+        let own = Maps {
+            uids: ranges(mount.uid_mappings()),
+            gids: ranges(mount.gid_mappings()),
+        };
+        let own = (own != Maps::default()).then_some(own);
+        if own.is_none() && reach.is_none() {
+            return Ok(None);
+        }
+        let user_namespace = self.joined || self.container.is_some();
+        // KERNEL: a file system that is mounted in the container's user namespace has its ids from there already, and
+        // the kernel refuses to map them once more in the same way.
+        if !bind && user_namespace && (own.is_none() || own.as_ref() == self.container) {
+            return Ok(None);
+        }
+        let by = match own.as_ref().or(self.container) {
+            Some(maps) => MappedBy::Maps(self.place(maps)),
+            None if self.joined => MappedBy::Joined,
+            None => bail!("id-mapped mounts must have both uid and gid mappings specified"),
+        };
+        let reach = reach.unwrap_or(Reach::One);
+        Ok(Some(IdMap { by, reach }))
+    }
+
+    fn place(&mut self, maps: &Maps) -> usize {
+        let known = self.distinct.iter().position(|known| known == maps);
+        known.unwrap_or_else(|| {
+            self.distinct.push(maps.clone());
+            self.distinct.len() - 1
+        })
+    }
+}
+
 /// One mount for the child to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountOp {
@@ -59,6 +127,7 @@ pub(crate) struct MountOp {
     pub(crate) recursive: Change,
     /// Propagation changes after the mount, each a call of its own.
     pub(crate) propagation: Vec<(Reach, Change)>,
+    pub(crate) id_map: Option<IdMap>,
     /// Fill a tmpfs with what lay at the target before (`tmpcopyup`).
     pub(crate) copy_up: bool,
     /// Read-only comes last, after everything below is in place.
@@ -134,6 +203,7 @@ enum Word {
     Propagation(Reach, u64),
     Bind(Reach),
     Remount,
+    IdMap(Reach),
     CopyUp,
     /// A flag of the file system as a whole; the kernel knows it by this name.
     Superblock,
@@ -205,6 +275,8 @@ fn meaning(word: &str) -> Option<Word> {
         "bind" => Word::Bind(Reach::One),
         "rbind" => Word::Bind(Reach::Tree),
         "remount" => Word::Remount,
+        "idmap" => Word::IdMap(Reach::One),
+        "ridmap" => Word::IdMap(Reach::Tree),
         "tmpcopyup" => Word::CopyUp,
         "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => {
             Word::Superblock
@@ -239,6 +311,7 @@ struct Options {
     propagation: Vec<(Reach, Change)>,
     bind: Option<Reach>,
     remount: bool,
+    id_map: Option<Reach>,
     copy_up: bool,
     superblock: Vec<Parameter>,
     parameters: Vec<Parameter>,
@@ -256,6 +329,7 @@ impl Options {
                 }
                 Some(Word::Bind(reach)) => options.bind = Some(reach),
                 Some(Word::Remount) => options.remount = true,
+                Some(Word::IdMap(reach)) => options.id_map = Some(reach),
                 Some(Word::CopyUp) => options.copy_up = true,
                 Some(Word::Superblock) => options.superblock.push(parameter(word)?),
                 Some(Word::Nothing) => {}
@@ -290,11 +364,16 @@ fn parameter(word: &str) -> Result<Parameter> {
 /// mount attribute only.
 const ATTRIBUTE_ONLY: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"];
 
-/// Turn one entry of `mounts` into an operation.
+/// Turn one entry of `mounts` into an operation; the maps that it needs are added to `id_maps`.
 ///
 /// # Errors
 /// Names the destination and the word when options contradict each other (config.md, Mounts).
-pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> Result<MountOp> {
+pub(crate) fn operation(
+    mount: &Mount,
+    bundle: &Path,
+    hierarchy: Hierarchy,
+    id_maps: &mut IdMaps,
+) -> Result<MountOp> {
     let destination = mount.destination();
     let context = || format!("mounts: {}", destination.display());
     let none = Vec::new();
@@ -304,6 +383,7 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
         propagation,
         bind,
         remount,
+        id_map,
         copy_up,
         superblock,
         mut parameters,
@@ -320,6 +400,9 @@ pub(crate) fn operation(mount: &Mount, bundle: &Path, hierarchy: Hierarchy) -> R
         change,
         recursive,
         propagation,
+        id_map: id_maps
+            .of(mount, id_map, bind.is_some())
+            .with_context(context)?,
         copy_up,
         read_only_late: read_only && (kind == "tmpfs" || is_dev),
         ordinary_directory: false,
@@ -413,7 +496,7 @@ pub(crate) fn c_path(path: &Path) -> Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oci_spec::runtime::MountBuilder;
+    use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, MountBuilder};
 
     fn op(kind: &str, options: &str) -> Result<MountOp> {
         let options: Vec<_> = options
@@ -428,7 +511,8 @@ mod tests {
             .options(options)
             .build()
             .unwrap();
-        operation(&mount, Path::new("/bundle"), Hierarchy::New)
+        let mut id_maps = IdMaps::default();
+        operation(&mount, Path::new("/bundle"), Hierarchy::New, &mut id_maps)
     }
 
     #[test]
@@ -512,5 +596,89 @@ mod tests {
         assert!(op("tmpfs", "ro").unwrap().read_only_late);
         assert!(!op("tmpfs", "").unwrap().read_only_late);
         assert!(!op("proc", "ro").unwrap().read_only_late);
+    }
+
+    fn range(host: u32) -> LinuxIdMapping {
+        let range = LinuxIdMappingBuilder::default().container_id(0u32);
+        range.host_id(host).size(1u32).build().unwrap()
+    }
+
+    fn maps(host: u32) -> Maps {
+        let ranges = vec![Range::from(&range(host))];
+        Maps {
+            uids: ranges.clone(),
+            gids: ranges,
+        }
+    }
+
+    /// What maps a mount of this kind with these words and this host's id as its map (0: it has none), and all maps.
+    fn id_map(
+        (kind, words, host): (&str, &str, u32),
+        container: Option<&Maps>,
+        joined: bool,
+    ) -> (Option<IdMap>, Vec<Maps>) {
+        let mut mount = MountBuilder::default()
+            .destination("/x")
+            .typ(kind)
+            .source("src")
+            .options(words.split(',').map(str::to_owned).collect::<Vec<_>>())
+            .build()
+            .unwrap();
+        if host != 0 {
+            mount.set_uid_mappings(Some(vec![range(host)]));
+            mount.set_gid_mappings(Some(vec![range(host)]));
+        }
+        let mut all = IdMaps {
+            container,
+            joined,
+            distinct: vec![maps(99)],
+        };
+        let op = operation(&mount, Path::new("/"), Hierarchy::New, &mut all).unwrap();
+        (op.id_map, all.distinct)
+    }
+
+    #[test]
+    fn a_mount_is_mapped_by_its_own_maps_or_those_of_the_container() {
+        let own = maps(5);
+        for (mount, container, joined, wanted) in [
+            (("bind", "bind", 0), Some(&own), false, None),
+            (("bind", "bind", 7), None, false, Some((1, Reach::One))),
+            (
+                ("bind", "bind,ridmap", 7),
+                None,
+                true,
+                Some((1, Reach::Tree)),
+            ),
+            (
+                ("bind", "ridmap,idmap", 0),
+                Some(&own),
+                false,
+                Some((1, Reach::One)),
+            ),
+            // Known already.
+            (("bind", "idmap", 99), None, false, Some((0, Reach::One))),
+            (("tmpfs", "idmap", 7), None, false, Some((1, Reach::One))),
+            (
+                ("tmpfs", "idmap", 7),
+                Some(&own),
+                false,
+                Some((1, Reach::One)),
+            ),
+            // A file system of the container's user namespace has its ids from there.
+            (("tmpfs", "idmap", 5), Some(&own), false, None),
+            (("tmpfs", "idmap", 0), Some(&own), false, None),
+            (("tmpfs", "idmap", 0), None, true, None),
+        ] {
+            let (found, all) = id_map(mount, container, joined);
+            let by = |(place, reach)| IdMap {
+                by: MappedBy::Maps(place),
+                reach,
+            };
+            assert_eq!(found, wanted.map(by), "{mount:?}");
+            let places = usize::from(wanted.is_some_and(|(place, _)| place == 1));
+            assert_eq!(all.len(), 1 + places, "{mount:?}");
+        }
+        let (found, _) = id_map(("bind", "idmap", 0), None, true);
+        assert_eq!(found.unwrap().by, MappedBy::Joined);
     }
 }

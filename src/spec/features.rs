@@ -15,6 +15,7 @@ const OCI_VERSION_MIN: &str = "1.0.0";
 pub(super) const OCI_VERSION_MAX: &str = "1.3.0";
 
 /// Mount option words that are not data for the filesystem, sorted (config.md, Linux mount options).
+// COMPAT: runc does not list idmap and ridmap, which have their own member in the structure (mountExtensions).
 #[rustfmt::skip]
 pub(crate) const MOUNT_OPTIONS: &[&str] = &[
     "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud",
@@ -142,7 +143,6 @@ impl Absent {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Feature {
-    Idmap,
     IntelRdt,
     NetDevices,
     Selinux,
@@ -165,20 +165,7 @@ pub(super) const ABSENT: &[Absent] = &[
     Absent { feature: Feature::IntelRdt, member: Some(("linux", "intelRdt")), even_empty: true,
         asked: |spec| spec.linux().as_ref()?.intel_rdt().as_ref().map(|_| "linux.intelRdt".into()),
         rule: "intelRdt is not supported by this build", stage: Stage::IntelRdt },
-    Absent { feature: Feature::Idmap, member: None, even_empty: false,
-        asked: asks_for_idmap,
-        rule: "id-mapped mounts are not supported by this build", stage: Stage::Mounts },
 ];
-
-fn asks_for_idmap(spec: &Spec) -> Option<String> {
-    let at = spec.mounts().iter().flatten().position(|mount| {
-        let mut words = mount.options().iter().flatten();
-        words.any(|word| word == "idmap" || word == "ridmap")
-            || mount.uid_mappings().iter().flatten().next().is_some()
-            || mount.gid_mappings().iter().flatten().next().is_some()
-    })?;
-    Some(format!("mounts[{at}]"))
-}
 
 fn has(feature: Feature) -> bool {
     ABSENT.iter().all(|absent| absent.feature != feature)
@@ -237,7 +224,7 @@ fn linux() -> oci::LinuxFeature {
     let mut intel_rdt = oci::IntelRdt::default();
     intel_rdt.set_enabled(Some(has(Feature::IntelRdt)));
     let mut idmap = oci::IDMap::default();
-    idmap.set_enabled(Some(has(Feature::Idmap)));
+    idmap.set_enabled(Some(true));
     let mut mount_extensions = oci::MountExtensions::default();
     mount_extensions.set_idmap(Some(idmap));
     let mut net_devices = oci::NetDevices::default();
@@ -343,7 +330,7 @@ mod tests {
             ("/linux/apparmor", r#"{"enabled":true}"#),
             ("/linux/selinux", r#"{"enabled":false}"#),
             ("/linux/intelRdt", r#"{"enabled":false}"#),
-            ("/linux/mountExtensions/idmap/enabled", "false"),
+            ("/linux/mountExtensions/idmap/enabled", "true"),
             ("/linux/netDevices/enabled", "false"),
             (
                 "/annotations/run.pelagos.version",

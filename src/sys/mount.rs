@@ -25,6 +25,8 @@ pub(crate) mod attr {
     pub(crate) const NOSYMFOLLOW: u64 = 0x20_0000;
 }
 
+/// linux/mount.h, since Linux 5.12.
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 /// linux/mount.h, since Linux 5.10.
 const MS_NOSYMFOLLOW: libc::c_ulong = 256;
 const OPEN_TREE_CLONE: c_uint = 1;
@@ -49,7 +51,7 @@ pub(crate) struct Change {
     pub(crate) clear: u64,
     /// One of MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, or 0 to leave propagation alone.
     pub(crate) propagation: u64,
-    /// A user namespace for an id-mapped mount; unused, 0.
+    /// A user namespace for [`MOUNT_ATTR_IDMAP`], else 0.
     userns_fd: u64,
 }
 
@@ -141,7 +143,23 @@ pub(crate) fn change(mount: BorrowedFd, reach: Reach, change: Change) -> nix::Re
     change_at(mount, c"", reach.flag() | AT_EMPTY_PATH, change)
 }
 
-/// The same for the mount at `path` of the caller's own tree.
+/// Map the ids of the detached mount behind `mount` by the maps of a user namespace: what they map from is an id on the
+/// file system, what they map to is an id that the mount shows (mount_setattr with MOUNT_ATTR_IDMAP, Linux 5.12).
+///
+/// # Errors
+/// EINVAL for a file system that cannot be id-mapped, EPERM for what is mapped already and for a caller without rights
+/// over the file system or over the namespace.
+pub(crate) fn map_ids(mount: BorrowedFd, reach: Reach, namespace: BorrowedFd) -> nix::Result<()> {
+    let userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    let wanted = Change {
+        set: MOUNT_ATTR_IDMAP,
+        userns_fd,
+        ..Change::default()
+    };
+    change(mount, reach, wanted)
+}
+
+/// Change attributes or propagation of the mount at `path` of the caller's own tree.
 pub(crate) fn change_path(path: &CStr, reach: Reach, change: Change) -> nix::Result<()> {
     change_at(nix::fcntl::AT_FDCWD, path, reach.flag(), change)
 }

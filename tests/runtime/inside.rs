@@ -33,21 +33,6 @@ pub(crate) fn see(bundle: &Bundle) -> Seen {
     answers(&bundle.run().ok())
 }
 
-/// What the probe saw, or nothing where this build says that it does not carry out `property`: a property must not be
-/// passed over in silence.
-#[track_caller]
-pub(crate) fn see_or_unsupported(bundle: &Bundle, property: &str) -> Option<Seen> {
-    let outcome = bundle.run();
-    if runtime().is("pelagos") && outcome.stderr.contains("is not supported by this build")
-        || outcome.stderr.contains("are not supported by this build")
-    {
-        outcome.fails_with(property);
-        bundle.assert_nothing_left();
-        return None;
-    }
-    Some(answers(&outcome.ok()))
-}
-
 /// The answers in the output of a call.
 #[track_caller]
 pub(crate) fn answers(outcome: &Outcome) -> Seen {

@@ -18,6 +18,7 @@ mod errors;
 mod execution;
 mod faults;
 mod hooks;
+mod idmap;
 mod labels;
 mod lifecycle;
 mod mounts;

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
-use crate::inside::{ask, asking, privileged, refused, see, see_or_unsupported, user_namespace};
+use crate::inside::{ask, asking, privileged, refused, see, user_namespace};
 use crate::support::{Bundle, mounts, runtime};
 
 /// Add a mount.
@@ -878,28 +878,6 @@ fn binds_work_in_a_user_namespace_that_cannot_reach_the_source() {
     )
     .unwrap();
     assert_eq!(see(&bundle).text("read:/m/file"), "reached");
-}
-
-#[test]
-fn an_id_mapped_bind_shows_other_owners() {
-    requires!(root);
-    differs!("runc", "since 1.2");
-    differs!("crun", "1.8 takes the maps from the user namespace only");
-    let bundle = asking(&["stat:/m/file"], |c| {
-        mounts(c).push(json!({
-            "destination": "/m", "type": "bind", "source": "data", "options": ["bind"],
-            "uidMappings": [{ "containerID": 0, "hostID": 5000, "size": 10 }],
-            "gidMappings": [{ "containerID": 0, "hostID": 6000, "size": 10 }],
-        }));
-    });
-    fs::create_dir(bundle.path.join("data")).unwrap();
-    fs::write(bundle.path.join("data/file"), "").unwrap();
-    std::os::unix::fs::chown(bundle.path.join("data/file"), Some(3), Some(4)).unwrap();
-    let Some(seen) = see_or_unsupported(&bundle, "id-mapped mounts") else {
-        return;
-    };
-    let about = seen.ok("stat:/m/file");
-    assert_eq!((&about["uid"], &about["gid"]), (&json!(5003), &json!(6004)));
 }
 
 #[test]

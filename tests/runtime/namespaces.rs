@@ -75,13 +75,13 @@ fn a_namespace_that_is_not_listed_is_inherited() {
 }
 
 /// A process in namespaces of its own, to be joined.
-struct Holder {
+pub(crate) struct Holder {
     unshare: Child,
-    pid: Pid,
+    pub(crate) pid: Pid,
 }
 
 impl Holder {
-    fn new(options: &[&str]) -> Self {
+    pub(crate) fn new(options: &[&str]) -> Self {
         let unshare = Command::new("unshare")
             .args(["--fork", "--kill-child"])
             .args(options)
@@ -112,7 +112,7 @@ impl Holder {
         }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("/proc/{}/ns/{name}", self.pid)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 
+use super::namespaces::id_map_is_sound;
 use super::{Check, inside};
 use crate::spec::features::MOUNT_OPTIONS;
 
@@ -103,14 +104,68 @@ pub(super) fn binds_have_no_data(check: &mut Check<'_>) {
     }
 }
 
+/// Whether the ids of a mount are to be mapped: by maps of its own, or by a word.
+fn is_id_mapped(mount: &Mount) -> bool {
+    given(mount.uid_mappings()) || given(mount.gid_mappings()) || has(mount, &["idmap", "ridmap"])
+}
+
+fn given(map: &Option<Vec<LinuxIdMapping>>) -> bool {
+    map.as_ref().is_some_and(|map| !map.is_empty())
+}
+
+fn has(mount: &Mount, words: &[&str]) -> bool {
+    let mut all = mount.options().iter().flatten();
+    all.any(|word| words.contains(&word.as_str()))
+}
+
 pub(super) fn id_mapped_mounts_have_both_maps(check: &mut Check<'_>) {
     for (field, mount) in check.mounts() {
-        let given = |map: &Option<Vec<_>>| map.as_ref().is_some_and(|map| !map.is_empty());
-        if given(mount.uid_mappings()) != given(mount.gid_mappings()) {
+        let (uids, gids) = (given(mount.uid_mappings()), given(mount.gid_mappings()));
+        if uids != gids {
             check.say(
                 field,
                 "id-mapped mounts must have both uid and gid mappings specified",
             );
+        } else if is_id_mapped(mount) && !uids && !check.namespaces.has(LinuxNamespaceType::User) {
+            check.say(
+                field,
+                "id-mapped mounts must have both uid and gid mappings specified: the container has no user namespace to take them from",
+            );
+        }
+    }
+}
+
+pub(super) fn id_maps_of_mounts_are_sound(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        for (name, map) in [
+            ("uidMappings", mount.uid_mappings()),
+            ("gidMappings", mount.gid_mappings()),
+        ] {
+            let map = map.as_deref().unwrap_or_default();
+            id_map_is_sound(check, &format!("{field}.{name}"), map);
+        }
+    }
+}
+
+/// mount_setattr(2): only a mount that nobody has seen yet can be mapped, and only by who owns its file system.
+pub(super) fn id_mapped_mounts_can_be(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        if !is_id_mapped(mount) {
+            continue;
+        }
+        if check.how.rootless {
+            check.say(
+                field.as_str(),
+                "id-mapped mounts are not supported for rootless containers",
+            );
+        }
+        if has(mount, &["remount"]) {
+            check.say(
+                field.as_str(),
+                "a remount cannot change what ids are mapped to",
+            );
+        } else if !is_bind(mount) && matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
+            check.say(field, "the cgroup hierarchy cannot be id-mapped");
         }
     }
 }

@@ -53,45 +53,46 @@ pub(super) fn maps_have_their_namespace(check: &mut Check<'_>) {
     }
 }
 
-/// user_namespaces(7): what the kernel takes as a map; and the container's root must be in it, since it is who sets the
-/// container up.
+/// What the kernel takes as a map; and the container's root must be in it, since it is who sets the container up.
 pub(super) fn id_maps_are_sound(check: &mut Check<'_>) {
     for (field, map) in [
         ("linux.uidMappings", check.uid_map()),
         ("linux.gidMappings", check.gid_map()),
     ] {
-        if map.is_empty() {
-            continue;
-        }
-        if map.len() > 340 {
-            check.say(field, "the kernel takes no more than 340 mappings");
-        }
-        if check.namespaces.creates(LinuxNamespaceType::User) && !maps(map, 0) {
+        if !map.is_empty() && check.namespaces.creates(LinuxNamespaceType::User) && !maps(map, 0) {
             check.say(
                 field,
                 "user namespaces enabled, but no user mapping found: id 0 is not mapped",
             );
         }
-        for (i, range) in map.iter().enumerate() {
-            let fits = |first: u32| first.checked_add(range.size()).is_some();
-            if range.size() == 0 {
-                check.say(
-                    format!("{field}[{i}].size"),
-                    "size must be greater than zero",
-                );
-            } else if !fits(range.container_id()) || !fits(range.host_id()) {
-                check.say(
-                    format!("{field}[{i}].size"),
-                    "range goes beyond the largest id",
-                );
-            }
+        id_map_is_sound(check, field, map);
+    }
+}
+
+/// user_namespaces(7): what the kernel takes as a map.
+pub(super) fn id_map_is_sound(check: &mut Check<'_>, field: &str, map: &[LinuxIdMapping]) {
+    if map.len() > 340 {
+        check.say(field, "the kernel takes no more than 340 mappings");
+    }
+    for (i, range) in map.iter().enumerate() {
+        let fits = |first: u32| first.checked_add(range.size()).is_some();
+        if range.size() == 0 {
+            check.say(
+                format!("{field}[{i}].size"),
+                "size must be greater than zero",
+            );
+        } else if !fits(range.container_id()) || !fits(range.host_id()) {
+            check.say(
+                format!("{field}[{i}].size"),
+                "range goes beyond the largest id",
+            );
         }
-        if overlap(map, LinuxIdMapping::container_id) {
-            check.say(field, "container id ranges overlap");
-        }
-        if overlap(map, LinuxIdMapping::host_id) {
-            check.say(field, "host id ranges overlap");
-        }
+    }
+    if overlap(map, LinuxIdMapping::container_id) {
+        check.say(field, "container id ranges overlap");
+    }
+    if overlap(map, LinuxIdMapping::host_id) {
+        check.say(field, "host id ranges overlap");
     }
 }
 

@@ -117,6 +117,9 @@ fn a_config_that_uses_everything_has_no_faults() {
 #[test]
 fn each_broken_rule_is_reported_alone_with_its_field() {
     let mount = |value: Value| ("/mounts/1", value);
+    let range = |host: u32, size: u32| json!({"containerID": 0, "hostID": host, "size": size});
+    let (none, one) = (json!([range(1, 0)]), json!([range(1, 1)]));
+    let two = json!([range(1, 1), range(7, 1)]);
     for (change, fault) in [
         (
             ("/process", json!(null)),
@@ -471,8 +474,28 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "mounts[1].options: bind mounts cannot have any filesystem-specific options applied",
         ),
         (
-            mount(json!({"destination": "/a", "source": "b", "options": ["bind", "idmap"]})),
-            "mounts[1]: id-mapped mounts are not supported by this build",
+            mount(json!({"destination": "/a", "type": "tmpfs", "options": ["remount", "idmap"]})),
+            "mounts[1]: a remount cannot change what ids are mapped to",
+        ),
+        (
+            mount(json!({"destination": "/a", "type": "cgroup", "options": ["ridmap"]})),
+            "mounts[1]: the cgroup hierarchy cannot be id-mapped",
+        ),
+        (
+            mount(json!({"destination": "/a", "type": "tmpfs", "uidMappings": one})),
+            "mounts[1]: id-mapped mounts must have both uid and gid mappings specified",
+        ),
+        (
+            mount(
+                json!({"destination": "/a", "type": "tmpfs", "uidMappings": none, "gidMappings": one}),
+            ),
+            "mounts[1].uidMappings[0].size: size must be greater than zero",
+        ),
+        (
+            mount(
+                json!({"destination": "/a", "type": "tmpfs", "uidMappings": one, "gidMappings": two}),
+            ),
+            "mounts[1].gidMappings: container id ranges overlap",
         ),
     ] {
         let at = change.0;
@@ -532,6 +555,40 @@ fn a_missing_namespace_is_reported_where_it_is_used() {
             .collect();
         assert_eq!(faults, found, "{kind}");
     }
+}
+
+#[test]
+fn id_mapped_mounts_need_a_source_of_maps_and_a_caller_with_rights() {
+    let bind = |words: &[&str]| {
+        let mount = json!({"destination": "/a", "source": "b", "options": words});
+        ("/mounts/1", mount)
+    };
+    let no_user_namespace = [
+        bind(&["rbind", "ridmap"]),
+        ("/linux/namespaces/6", json!({"type": "time"})),
+        ("/linux/namespaces/7", json!({"type": "time"})),
+        ("/linux/uidMappings", json!(null)),
+        ("/linux/gidMappings", json!(null)),
+    ];
+    let mut found = faults(&no_user_namespace, PLAIN);
+    found.retain(|fault| fault.starts_with("mounts["));
+    assert_eq!(
+        found,
+        [
+            "mounts[1]: id-mapped mounts must have both uid and gid mappings specified: the container has no user namespace to take them from"
+        ]
+    );
+    assert_eq!(faults(&[bind(&["bind", "idmap"])], PLAIN), [""; 0]);
+    let rootless = Context {
+        rootless: true,
+        ..PLAIN
+    };
+    let mut found = faults(&[bind(&["bind", "idmap"])], rootless);
+    found.retain(|fault| fault.starts_with("mounts["));
+    assert_eq!(
+        found,
+        ["mounts[1]: id-mapped mounts are not supported for rootless containers"]
+    );
 }
 
 #[test]
