@@ -7,6 +7,8 @@
 //! | `Unmapped`  | child  | –                         | it is in its new user namespace: maps wanted               |
 //! | `Mapped`    | parent | –                         | ids (or those of the tree) are mapped, it is in its cgroup |
 //! | `Tree`      | child  | a new mount, its number   | it is to be id-mapped, by who has the rights: `Mapped`     |
+//! | `Networked` | child  | a netlink socket inside   | it is in its network namespace: network devices wanted     |
+//! | `Moved`     | parent | –                         | the devices are there, with addresses, and up              |
 //! | `Rooted`    | child  | –                         | mounts complete, not pivoted: run the runtime's hooks      |
 //! | `Hooked`    | parent | –                         | go on, pivot                                               |
 //! | `Console`   | child  | the pty master, its name  | hand it to the console socket or copy it                   |
@@ -15,7 +17,8 @@
 //! | `Failed`    | child  | step, errno, subject      | undo everything                                            |
 //! | (end)       | either | –                         | the other died; a child that hears it ends                 |
 //!
-//! Only what a container needs is said: without a new user namespace there is no `Mapped`, without hooks no `Rooted`.
+//! Only what a container needs is said: without a new user namespace there is no `Mapped`, without network devices no
+//! `Networked`, without hooks no `Rooted`.
 //!
 //! After `Saved` the child waits on the *go* descriptor: a fifo in the state directory, or this socket where one command
 //! creates and starts. What it says then is no message but plain text (or the end, when execve has closed it): the
@@ -54,6 +57,7 @@ steps! {
     TimeOffsets,
     Fork,
     Loopback,
+    NetDevices,
     Keyring,
     Propagation,
     Root,
@@ -106,6 +110,7 @@ pub(crate) enum Heard {
     Unmapped,
     /// A new mount, and its number in the plan.
     Tree(OwnedFd, i32),
+    Networked(OwnedFd),
     Rooted,
     Console(OwnedFd, String),
     /// With the number, in the child, of the listener of its seccomp filter.
@@ -122,6 +127,8 @@ enum Kind {
     Known,
     Unmapped,
     Mapped,
+    Networked,
+    Moved,
     Rooted,
     Hooked,
     Console,
@@ -170,6 +177,10 @@ impl ParentEnd {
         self.say(Kind::Mapped)
     }
 
+    pub(crate) fn moved(&self) -> nix::Result<()> {
+        self.say(Kind::Moved)
+    }
+
     pub(crate) fn hooked(&self) -> nix::Result<()> {
         self.say(Kind::Hooked)
     }
@@ -205,6 +216,7 @@ impl ParentEnd {
             _ if length == 0 => Heard::End,
             Some(master) if kind == Kind::Console as u8 => Heard::Console(master, text),
             Some(tree) if kind == Kind::Tree as u8 => Heard::Tree(tree, number),
+            Some(socket) if kind == Kind::Networked as u8 => Heard::Networked(socket),
             _ if kind == Kind::Entered as u8 => Heard::Entered(Pid::from_raw(number)),
             _ if kind == Kind::Unmapped as u8 => Heard::Unmapped,
             _ if kind == Kind::Rooted as u8 => Heard::Rooted,
@@ -270,6 +282,12 @@ impl ChildEnd {
         let number = i32::try_from(number).unwrap_or(i32::MAX);
         self.hand_over(Kind::Tree, number, b"", tree);
         self.wait(Kind::Mapped);
+    }
+
+    /// Have the network devices moved to this process's namespace, which `socket` (netlink) belongs to.
+    pub(crate) fn networked_and_wait(&self, socket: BorrowedFd) {
+        self.hand_over(Kind::Networked, 0, b"", socket);
+        self.wait(Kind::Moved);
     }
 
     /// Let the parent run the runtime's hooks.

@@ -16,8 +16,8 @@ use super::Given;
 use crate::handshake::Step;
 use crate::plan::namespaces::{SecondFork, clone_flag, name};
 use crate::sys::fd::{close_between, receive, send, seqpacket_pair};
-use crate::sys::net;
 use crate::sys::process::{exit_now, fork, fork_sibling, join_session_keyring};
+use crate::sys::{net, netlink};
 
 /// Join and unshare what the clone did not make.
 ///
@@ -200,10 +200,15 @@ fn go_on_in_a_new_process(given: &Given) {
     given.talk.wait_known();
 }
 
-/// What a process of its own needs from the kernel besides namespaces: a loopback device that is up, a keyring.
+/// What a process of its own needs from the kernel besides namespaces: a loopback device that is up, the network devices
+/// that it is given, a keyring.
 pub(super) fn kernel_objects(given: &Given) {
     if given.plan.namespaces.is_new(Kind::Network) {
         given.check(net::loopback_up(), Step::Loopback, "lo");
+    }
+    if !given.plan.net_devices.is_empty() {
+        let socket = given.check(netlink::open(), Step::NetDevices, "open a netlink socket");
+        given.talk.networked_and_wait(socket.as_fd());
     }
     if let Some(keyring) = &given.plan.keyring {
         match join_session_keyring(keyring) {

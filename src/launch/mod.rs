@@ -2,6 +2,7 @@
 //! back when anything fails. Every container process comes through here.
 
 pub(crate) mod cache;
+mod network;
 mod notify;
 mod sources;
 
@@ -140,12 +141,13 @@ impl Launched {
 /// Do everything that can fail without touching the host, the compiling of the seccomp `profile` with it. Compiled seccomp filters are kept in `cache`.
 ///
 /// # Errors
-/// Names the limit, device rule, seccomp rule or hook at fault.
+/// Names the network device, limit, device rule, seccomp rule or hook at fault.
 pub(crate) fn prepare(
     plan: &Plan,
     profile: Option<&LinuxSeccomp>,
     cache: &Path,
 ) -> Result<Provisions> {
+    network::look(&plan.net_devices)?;
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
@@ -241,7 +243,7 @@ pub(crate) fn launch(
         fifos,
     };
     for (join, file) in plan.namespaces.joins.iter().zip(&given.joins) {
-        check_sysctl(plan, join.kind, file.as_fd())?;
+        check_joined(plan, join.kind, file.as_fd())?;
     }
     let id_maps = sources::clone(plan, &mut given)?;
 
@@ -320,6 +322,10 @@ fn converse(
             Heard::Tree(tree, number) => {
                 sources::map_made(request.plan, &tree, number, id_maps)?;
                 go_on(launched.talk.mapped())?;
+            }
+            Heard::Networked(socket) => {
+                network::hand_over(&request.plan.net_devices, socket)?;
+                go_on(launched.talk.moved())?;
             }
             Heard::Rooted => {
                 let state = (request.state)("creating", launched.pid().as_raw());
@@ -471,8 +477,8 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// A namespace joined by path may be the caller's own: then its settings are the host's.
-fn check_sysctl(plan: &Plan, kind: Kind, file: BorrowedFd) -> Result<()> {
+/// A namespace joined by path may be the caller's own: then its settings are the host's, and its devices are there.
+fn check_joined(plan: &Plan, kind: Kind, file: BorrowedFd) -> Result<()> {
     let (own, prefixes): (_, &[&str]) = match kind {
         Kind::Network => ("/proc/self/ns/net", &["net/"]),
         Kind::Ipc => (
@@ -489,6 +495,10 @@ fn check_sysctl(plan: &Plan, kind: Kind, file: BorrowedFd) -> Result<()> {
     let ours = stat(own).with_context(|| format!("look at {own}"))?;
     if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino) {
         return Ok(());
+    }
+    if kind == Kind::Network && !plan.net_devices.is_empty() {
+        // COMPAT: the words for a container without a network namespace, which this comes to.
+        bail!("linux.netDevices: unable to move network devices without a NET namespace");
     }
     let concerns = |(path, _): &&(PathBuf, String)| {
         prefixes
@@ -548,6 +558,7 @@ fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
         Step::TimeOffsets => format!("linux.timeOffsets: write {subject:?}"),
         Step::Fork => "fork into the pid namespace".to_owned(),
         Step::Loopback => "set the loopback device up".to_owned(),
+        Step::NetDevices => format!("linux.netDevices: {subject}"),
         Step::Keyring => format!("join session keyring {subject}"),
         Step::Propagation => format!("set propagation of {subject}"),
         Step::Root => format!("bind root.path {subject}"),

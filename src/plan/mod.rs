@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespaceType as Kind, LinuxResources, LinuxTimeOffset, Spec,
+    Hooks, Linux, LinuxNamespaceType as Kind, LinuxNetDevice, LinuxResources, LinuxTimeOffset, Spec,
 };
 
 use crate::idmap::{self, Maps, Range};
@@ -88,6 +88,21 @@ pub(crate) struct Options {
     pub(crate) root: PathBuf,
 }
 
+/// A network device of the caller's that becomes the container's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetDevice {
+    pub(crate) name: String,
+    /// With `%d` for a number that the kernel chooses. None: it keeps its name.
+    pub(crate) new_name: Option<String>,
+}
+
+impl NetDevice {
+    /// Its name in the container, or the pattern of that.
+    pub(crate) fn inside(&self) -> &str {
+        self.new_name.as_deref().unwrap_or(&self.name)
+    }
+}
+
 /// The whole intention for one container process.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -113,6 +128,8 @@ pub(crate) struct Plan {
     pub(crate) domainname: Option<String>,
     /// Files below /proc/sys, and what is written there.
     pub(crate) sysctl: Vec<(PathBuf, String)>,
+    /// In the order of their names.
+    pub(crate) net_devices: Vec<NetDevice>,
     pub(crate) keyring: Option<std::ffi::CString>,
     pub(crate) execution: Execution,
     /// The AppArmor profile of the payload.
@@ -232,6 +249,7 @@ impl Plan {
             execution: Execution::new(spec),
             apparmor,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
+            net_devices: net_devices(linux.net_devices().iter().flatten()),
             inherited_fds: options.inherited_fds,
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
             hooks: spec.hooks().clone().unwrap_or_default(),
@@ -334,6 +352,19 @@ fn sysctl<'a>(settings: impl Iterator<Item = (&'a String, &'a String)>) -> Vec<(
     let mut files: Vec<_> = settings.filter_map(file).collect();
     files.sort();
     files
+}
+
+fn net_devices<'a>(
+    devices: impl Iterator<Item = (&'a String, &'a LinuxNetDevice)>,
+) -> Vec<NetDevice> {
+    let mut devices: Vec<_> = devices
+        .map(|(name, device)| NetDevice {
+            name: name.clone(),
+            new_name: device.name().clone().filter(|name| !name.is_empty()),
+        })
+        .collect();
+    devices.sort_by(|one, other| one.name.cmp(&other.name));
+    devices
 }
 
 #[cfg(test)]

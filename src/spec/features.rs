@@ -144,16 +144,11 @@ impl Absent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Feature {
     IntelRdt,
-    NetDevices,
     Selinux,
 }
 
 #[rustfmt::skip]
 pub(super) const ABSENT: &[Absent] = &[
-    Absent { feature: Feature::NetDevices, member: Some(("linux", "netDevices")), even_empty: false,
-        asked: |spec| spec.linux().as_ref()?.net_devices().as_ref().filter(|d| !d.is_empty())
-            .map(|_| "linux.netDevices".into()),
-        rule: "network devices are not supported by this build", stage: Stage::NetDevices },
     Absent { feature: Feature::Selinux, member: None, even_empty: false,
         asked: |spec| spec.process().as_ref()?.selinux_label().as_ref().filter(|l| !l.is_empty())
             .map(|_| "process.selinuxLabel".into()),
@@ -228,7 +223,7 @@ fn linux() -> oci::LinuxFeature {
     let mut mount_extensions = oci::MountExtensions::default();
     mount_extensions.set_idmap(Some(idmap));
     let mut net_devices = oci::NetDevices::default();
-    net_devices.set_enabled(Some(has(Feature::NetDevices)));
+    net_devices.set_enabled(Some(true));
 
     let mut memory_policy = oci::MemoryPolicy::default();
     memory_policy
@@ -331,7 +326,7 @@ mod tests {
             ("/linux/selinux", r#"{"enabled":false}"#),
             ("/linux/intelRdt", r#"{"enabled":false}"#),
             ("/linux/mountExtensions/idmap/enabled", "true"),
-            ("/linux/netDevices/enabled", "false"),
+            ("/linux/netDevices/enabled", "true"),
             (
                 "/annotations/run.pelagos.version",
                 concat!("\"", env!("CARGO_PKG_VERSION"), "\""),

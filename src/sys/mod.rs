@@ -2,8 +2,8 @@
 //! and return owned types; nothing here knows what a container is.
 //!
 //! What is here because nix lacks it: `clone3`, the descriptor based mount calls (`open_tree`, `fsopen`, `fsconfig`,
-//! `fsmount`, `move_mount`, `mount_setattr`), `close_range`, `capset` in one call, `setdomainname`, the pty ioctls and
-//! `bpf`. What nix offers (openat2, setns, unshare, mknodat, prctl, signals, poll, sockets) is used from there.
+//! `fsmount`, `move_mount`, `mount_setattr`), `close_range`, `capset` in one call, `setdomainname`, the pty ioctls,
+//! `bpf` and rtnetlink. What nix offers (openat2, setns, unshare, mknodat, prctl, signals, poll, sockets) is used from there.
 
 #[cfg(debug_assertions)]
 pub(crate) mod alloc_guard;
@@ -22,6 +22,7 @@ pub(crate) mod holes;
 pub(crate) mod landlock;
 pub(crate) mod mount;
 pub(crate) mod net;
+pub(crate) mod netlink;
 pub(crate) mod path;
 pub(crate) mod pidfd;
 pub(crate) mod process;

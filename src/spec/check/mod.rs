@@ -6,6 +6,7 @@
 mod execution;
 mod mounts;
 mod namespaces;
+mod network;
 mod process;
 mod resources;
 #[cfg(test)]
@@ -132,6 +133,8 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Cgroups, resources::systemd_path_has_three_parts),
     (Stage::Cgroups, resources::swap_fits_memory),
     (Stage::Cgroups, resources::unified_keys_are_file_names),
+    (Stage::NetDevices, network::net_devices_have_a_namespace),
+    (Stage::NetDevices, network::net_devices_have_names),
     (Stage::Uts, process::names_have_their_namespace),
     (Stage::Security, namespaces::restricted_paths_have_their_namespace),
     (Stage::Security, namespaces::restricted_paths_are_absolute),

@@ -434,8 +434,26 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.intelRdt: intelRdt is not supported by this build",
         ),
         (
-            ("/linux/netDevices", json!({"eth0": {}})),
-            "linux.netDevices: network devices are not supported by this build",
+            ("/linux/netDevices", json!({"eth0:1": {}})),
+            "linux.netDevices: invalid network device name \"eth0:1\"",
+        ),
+        (
+            ("/linux/netDevices", json!({"eth0": {"name": "eth%s"}})),
+            "linux.netDevices: invalid network device name \"eth%s\"",
+        ),
+        (
+            (
+                "/linux/netDevices",
+                json!({"eth0": {"name": "a"}, "eth1": {"name": "a"}}),
+            ),
+            "linux.netDevices: two network devices are to be called \"a\"",
+        ),
+        (
+            (
+                "/linux/netDevices",
+                json!({"eth0": {"name": "eth1"}, "eth1": {}}),
+            ),
+            "linux.netDevices: two network devices are to be called \"eth1\"",
         ),
         (
             ("/linux/mountLabel", json!("x")),
@@ -555,6 +573,33 @@ fn a_missing_namespace_is_reported_where_it_is_used() {
             .collect();
         assert_eq!(faults, found, "{kind}");
     }
+}
+
+#[test]
+fn network_devices_need_a_namespace_and_a_caller_who_may_move_them() {
+    let rootless = Context {
+        rootless: true,
+        ..PLAIN
+    };
+    let mut config = everything();
+    config["linux"]["netDevices"] = json!({"eth0": {}});
+    config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|n| n["type"] != "network");
+    let spec = parse(config.to_string().as_bytes()).unwrap();
+    let faults: Vec<_> = check(&spec, &rootless, Vec::new())
+        .iter()
+        .filter(|fault| fault.field == "linux.netDevices")
+        .map(|fault| fault.rule.clone())
+        .collect();
+    assert_eq!(
+        faults,
+        [
+            "unable to move network devices without a NET namespace",
+            "network devices are not supported for rootless containers"
+        ]
+    );
 }
 
 #[test]
@@ -693,6 +738,10 @@ fn what_is_odd_but_allowed_passes() {
         ("/process/env", json!(["A=1", "A=2", "B=", "C=x=y"])),
         ("/process/apparmorProfile", json!("")),
         ("/linux/namespaces/1/path", json!("/proc/1/ns/net")),
+        (
+            "/linux/netDevices",
+            json!({"a": {"name": "eth%d"}, "b": {"name": "eth%d"}, "c": {"name": ""}, "d": {}, "e": null}),
+        ),
         (
             "/linux/sysctl",
             json!({"net/ipv4/conf/eth0.1/forwarding": "1", "fs.mqueue.msg_max": "1", "user.max_user_namespaces": "1"}),
