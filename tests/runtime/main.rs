@@ -23,6 +23,7 @@ mod labels;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod netdevices;
 mod notify;
 mod process;
 mod rootfs;

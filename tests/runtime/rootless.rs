@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::inside::{Seen, answers, place_probe, without_namespace};
 use crate::support::needs::{self, CGROUPS};
-use crate::support::{Bundle, Outcome, mounts, runtime};
+use crate::support::{Bundle, Outcome, mounts, namespace, runtime};
 
 /// Somebody whom no file on the machine knows and who has no subordinate ids.
 const USER: u32 = 48_901;
@@ -203,6 +203,21 @@ fn a_rootless_container_can_have_a_network_of_its_own() {
     })
     .see();
     assert_eq!(seen.ok("loopback"), "hello");
+}
+
+#[test]
+fn a_user_moves_no_network_devices() {
+    requires_user!();
+    differs!("crun", "since 1.24");
+    differs!("runc", "since 1.4");
+    let rootless = Rootless::new(&[], |c| {
+        namespace(c, "network");
+        c["linux"]["netDevices"] = json!({ "eth0": {} });
+    });
+    rootless
+        .run()
+        .fails_with("network devices are not supported for rootless containers");
+    rootless.0.assert_nothing_left();
 }
 
 #[test]

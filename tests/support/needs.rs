@@ -153,6 +153,22 @@ pub(crate) fn numa() -> Result<(), String> {
     }
 }
 
+/// Pairs of network devices can be made.
+pub(crate) fn veth() -> Result<(), String> {
+    command("ip")?;
+    let tried = std::process::Command::new("unshare")
+        .args(["--net", "ip", "link", "add", "type", "veth"])
+        .output();
+    match tried {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => Err(format!(
+            "no veth devices here: {}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        )),
+        Err(e) => Err(format!("unshare(1): {e}")),
+    }
+}
+
 /// The runtime under test can attach a device program: pelagos and runc always, crun only where it may raise its
 /// memlock limit.
 pub(crate) fn device_rules() -> Result<(), String> {
