@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Built, Call, Canary, ImageBuilder, Outcome, assert_same_tree, eventually, hex, scratch, sha256,
-    tree,
+    sha512, tree,
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -152,10 +152,14 @@ impl Registry {
     }
 
     fn push_blob(&self, name: &str, blob: &[u8]) {
+        self.push_blob_by(name, &sha256(blob), blob);
+    }
+
+    fn push_blob_by(&self, name: &str, digest: &str, blob: &[u8]) {
         let (status, at, _) = self.ask("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
         assert_eq!(status, 202, "begin an upload");
         let at = at.split_once("/v2/").expect("location").1;
-        let path = format!("/v2/{at}&digest={}", sha256(blob));
+        let path = format!("/v2/{at}&digest={digest}");
         let (status, _, body) = self.ask("PUT", &path, "application/octet-stream", blob);
         assert_eq!(status, 201, "{}", String::from_utf8_lossy(&body));
     }
@@ -445,6 +449,67 @@ fn a_registry_with_anything_unreadable_keeps_everything_and_it_is_named() {
     let done = prune(&registry.storage(), ["--grace", "0s"]).ok().json();
     assert_eq!(counts(&done, "blobs")[4], 3);
     registry.assert_complete("r", &kept);
+}
+
+// L-36: the registry stores what is pushed by its sha512 by its sha256, and a link of the repository says so.
+#[test]
+fn a_layer_that_was_pushed_by_its_sha512_stays_while_a_manifest_names_it_so_and_goes_with_its_links()
+ {
+    requires!(command "docker-registry", command "strace");
+    let registry = Registry::start();
+    let (layer, config) = (b"a layer", b"{}");
+    let digest = sha512(layer);
+    registry.push_blob_by("r", &digest, layer);
+    registry.push_blob("r", config);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+            "digest": sha256(config), "size": config.len()},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar",
+            "digest": digest, "size": layer.len()}],
+    })
+    .to_string();
+    registry.push_manifest("r", "tag", manifest.as_bytes());
+
+    let kept = prune(&registry.storage(), ["--grace", "0s"]).ok().json();
+    assert_eq!(
+        (&kept["plan"], &kept["missing"]),
+        (&json!([]), &json!([])),
+        "{kept}"
+    );
+    assert_eq!(registry.get("r", "blobs", &digest), (200, layer.to_vec()));
+
+    // It may be any blob that the link protects.
+    let hex_of = digest.strip_prefix("sha512:").expect("algorithm");
+    let links = registry
+        .inside("repositories/r/_layers/sha512")
+        .join(hex_of);
+    let good = fs::read(links.join("link")).expect("link");
+    fs::write(links.join("link"), "").expect("cut short");
+    prune(&registry.storage(), ["--grace", "0s"]).fails_with("_layers/sha512");
+    fs::write(links.join("link"), good).expect("whole");
+
+    // The manifest is pushed again after the links were put aside.
+    registry.delete("r", &sha256(manifest.as_bytes()));
+    let revision = format!(
+        "repositories/r/_manifests/revisions/sha256/{}/link",
+        hex(&sha256(manifest.as_bytes()))
+    );
+    let sweep = call(&registry.storage(), ["--grace", "0s"])
+        .injecting("renameat2:delay_exit=500000")
+        .spawn();
+    let aside = registry.inside("pelagos-trash/repositories/r/_layers/sha512");
+    assert!(eventually(|| aside.exists()));
+    fs::write(registry.inside(&revision), sha256(manifest.as_bytes())).expect("link");
+    Outcome::from(sweep.wait()).ok();
+    assert_eq!(registry.get("r", "blobs", &digest), (200, layer.to_vec()));
+    registry.delete("r", &sha256(manifest.as_bytes()));
+
+    let gone = prune(&registry.storage(), ["--grace", "0s"]).ok().json();
+    assert_eq!(counts(&gone, "blobs")[4], 3);
+    assert_eq!(registry.get("r", "blobs", &digest).0, 404);
+    assert!(!links.exists());
 }
 
 /// `manifests/<org>/<repo>/<file>` and `blobs/<org>/<repo>/<digest>`.

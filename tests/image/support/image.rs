@@ -17,6 +17,13 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
+/// `sha512:HEX` of these bytes.
+pub(crate) fn sha512(bytes: &[u8]) -> String {
+    let hash = sha2::Sha512::digest(bytes);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha512:{hex}")
+}
+
 /// What stands after the colon.
 pub(crate) fn hex(digest: &str) -> &str {
     digest.split_once(':').expect("digest").1

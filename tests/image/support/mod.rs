@@ -17,7 +17,7 @@ pub(crate) mod needs;
 pub(crate) mod runtime;
 pub(crate) mod tree;
 
-pub(crate) use image::{Built, ImageBuilder, gzip, hex, sha256, zstd};
+pub(crate) use image::{Built, ImageBuilder, gzip, hex, sha256, sha512, zstd};
 pub(crate) use layer::LayerBuilder;
 pub(crate) use tree::{Canary, Entry, assert_same_tree, at, tree};
 

@@ -4,7 +4,8 @@
 //! repositories/NAME/_manifests/revisions/ALGORITHM/HEX/link          a manifest of the repository
 //! repositories/NAME/_manifests/tags/TAG/current/link                 what the tag names
 //! repositories/NAME/_manifests/tags/TAG/index/ALGORITHM/HEX/link     what it ever named
-//! repositories/NAME/_layers/ALGORITHM/HEX/link                       the repository may hand out this blob
+//! repositories/NAME/_layers/ALGORITHM/HEX/link                       the repository may hand out this blob; of one that
+//!                                                                    was pushed by its sha512, the sha256 stands in it
 //! repositories/NAME/_uploads/ID/…                                    an upload that is not finished
 //! blobs/ALGORITHM/XX/HEX/data                                        the content, of manifests too, once for all
 //! ```
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow};
 
-use super::super::super::digest::Digest;
+use super::super::super::digest::{Algorithm, Digest};
 use super::document::Needs;
 use super::survey::{
     ASIDE, Blob, Place, Stored, Survey, Upload, is_component, is_tag, join, needs, read_manifest,
@@ -226,8 +227,22 @@ impl Walk<'_> {
 
     fn layers(&mut self, path: &str) {
         for (digest, below) in self.digests(path) {
-            if let Some(link) = self.link(&below) {
-                self.links.entry(digest).or_default().push(link);
+            let Some(link) = self.link(&below) else {
+                continue;
+            };
+            // Content is stored by its sha256 whatever digest a client gave: the link says by which.
+            let stored = if digest.algorithm() == Algorithm::Sha256 {
+                Ok(None)
+            } else {
+                self.read_link(&below)
+            };
+            match stored {
+                Ok(Some(stored)) if stored != digest => {
+                    self.links.entry(stored.clone()).or_default().push(link);
+                    self.survey.stored_as.insert(digest, stored);
+                }
+                Ok(_) => self.links.entry(digest).or_default().push(link),
+                Err(error) => self.survey.fault(&error),
             }
         }
     }

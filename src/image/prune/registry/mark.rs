@@ -53,6 +53,7 @@ pub(super) fn mark(
         let mut walk = Walk {
             name,
             repository,
+            stored_as: &survey.stored_as,
             referrers: referrers(repository),
             kept: BTreeSet::new(),
             needed: BTreeSet::new(),
@@ -84,6 +85,7 @@ fn referrers(repository: &Repository) -> BTreeMap<Digest, Vec<Digest>> {
 struct Walk<'mark> {
     name: &'mark str,
     repository: &'mark Repository,
+    stored_as: &'mark BTreeMap<Digest, Digest>,
     referrers: BTreeMap<Digest, Vec<Digest>>,
     kept: BTreeSet<Digest>,
     needed: BTreeSet<Digest>,
@@ -129,7 +131,10 @@ impl Walk<'_> {
                     .expected
                     .insert((self.name.to_owned(), content.clone()));
             }
-            self.needed.extend(needs.content().cloned());
+            for content in needs.content() {
+                self.needed.extend(self.stored_as.get(content).cloned());
+                self.needed.insert(content.clone());
+            }
             // An entry of an index whose type is not known may be a manifest of this repository all the same.
             let other = needs.blobs.iter().filter(|content| {
                 let content = self.repository.aliases.get(content).unwrap_or(content);

@@ -17,7 +17,7 @@ mod survey;
 mod sweep;
 mod tree;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -71,7 +71,7 @@ impl Layout {
 
     /// Whether what is kept needs the candidate.
     fn needs(self, marked: &Marked, candidate: &Candidate) -> bool {
-        let in_one = |sets: &std::collections::BTreeMap<String, BTreeSet<Digest>>| {
+        let in_one = |sets: &BTreeMap<String, BTreeSet<Digest>>| {
             candidate
                 .repository
                 .as_ref()
@@ -128,6 +128,8 @@ struct Plan {
     options: Options,
     /// Unix seconds at which ages are measured.
     time: i64,
+    /// See [`Survey::stored_as`]. The links that say so are aside at the second look.
+    stored_as: BTreeMap<Digest, Digest>,
     candidates: Vec<Candidate>,
     report: Report,
     _lock: Option<Flock<File>>,
@@ -279,6 +281,7 @@ impl Plan {
             layout,
             options: *options,
             time,
+            stored_as: survey.stored_as.clone(),
             candidates: Vec::new(),
             _lock: lock,
         };
@@ -288,7 +291,9 @@ impl Plan {
     }
 
     fn look_again(&self) -> Result<Marked> {
-        self.mark(&self.layout.survey(&self.tree, true), true)
+        let mut survey = self.layout.survey(&self.tree, true);
+        survey.stored_as.extend(self.stored_as.clone());
+        self.mark(&survey, true)
     }
 
     /// What stays; an error that names everything that could not be read.
@@ -457,7 +462,7 @@ fn missing(survey: &Survey, marked: &Marked) -> Vec<String> {
         .collect();
     let is_there = |name: &str, digest: &Digest| {
         there.contains(&(Some(name), digest))
-            || there.contains(&(None, digest))
+            || there.contains(&(None, survey.stored_as.get(digest).unwrap_or(digest)))
             || marked.kept[name].contains(digest)
     };
     marked

@@ -68,6 +68,8 @@ pub(super) struct Survey {
     pub(super) repositories: BTreeMap<String, Repository>,
     pub(super) blobs: Vec<Blob>,
     pub(super) uploads: Vec<Upload>,
+    /// Digests under which content is known to clients, each with the one under which it is stored.
+    pub(super) stored_as: BTreeMap<Digest, Digest>,
     /// What could not be read or understood. While there is one, nothing may be removed.
     pub(super) faults: Vec<String>,
 }
