@@ -73,6 +73,12 @@ fn is_of_another(dir: &Path, error: &io::Error) -> bool {
         && owner.is_ok_and(|owner| owner != user.as_raw())
 }
 
+/// Whether it was for that reason that the container in `dir` could not be read.
+fn is_closed(dir: &Path, error: &Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes.any(|cause| is_of_another(dir, cause))
+}
+
 /// What the runtime remembers of a container.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Container {
@@ -129,10 +135,17 @@ impl Containers {
                     continue;
                 }
             };
+            // Of the shared directory it may be only the containers that are closed, each by itself.
+            let owner = fs::metadata(dir).map(|metadata| metadata.uid());
+            let foreign = !named && owner.is_ok_and(|owner| owner != Uid::effective().as_raw());
             for entry in listed {
-                let read = entry
-                    .with_context(context)
-                    .and_then(|entry| container(&entry.path()));
+                let read = entry.with_context(context).and_then(|entry| {
+                    let path = entry.path();
+                    match container(&path) {
+                        Err(error) if foreign && is_closed(&path, &error) => Ok(None),
+                        read => read,
+                    }
+                });
                 match read {
                     Ok(container) => found.extend(container),
                     Err(error) => unread.push(Unread::Container(error)),

@@ -1,7 +1,7 @@
 //! A container from an image in one command.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -409,6 +409,41 @@ fn an_ordinary_user_with_one_id_runs_as_its_root() {
         .run()
         .fails_with("user 33");
     assert_nothing_left(&store);
+}
+
+#[test]
+fn an_ordinary_user_is_not_kept_from_its_own_by_containers_of_root_that_are_closed_to_it() {
+    requires!(root, command "newuidmap");
+    own_state_root();
+    let store = users_store(true);
+    // Somebody made the directory before the runtime did.
+    let shared = Path::new("/run/pelagos");
+    fs::set_permissions(shared, fs::Permissions::from_mode(0o755)).expect("mode");
+    let other = shared.join("other");
+    fs::create_dir(&other).expect("directory");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).expect("mode");
+    fs::write(other.join("state.json"), "{").expect("state");
+
+    let outcome = run(&store, &[], &["/bin/true"]).ok();
+    assert_eq!(outcome.stderr, "");
+    assert_nothing_left(&store);
+    let verb = |args: &[&str]| {
+        let call = store.call(args).env("XDG_RUNTIME_DIR", store.beside("run"));
+        call.run()
+    };
+    verb(&["volume", "create", "v"]).ok();
+    verb(&["volume", "list"]).ok();
+    verb(&["volume", "rm", "v"]).ok();
+    verb(&["prune", "--yes"]).ok();
+
+    // What is open to it counts, and so does what it cannot read of its own.
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).expect("mode");
+    verb(&["prune", "--yes"]).fails_with("other");
+    fs::remove_dir_all(&other).expect("remove");
+    let own = store.beside("run/pelagos/own");
+    fs::create_dir_all(&own).expect("directory");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o700)).expect("mode");
+    verb(&["prune", "--yes"]).fails_with("own");
 }
 
 #[test]
