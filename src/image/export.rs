@@ -4,9 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _, Read, Write, stdout};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{LinkatFlags, linkat};
 use serde_json::json;
 
 use super::digest::{Digest, Hasher};
@@ -23,6 +29,10 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// Bytes that are collected before they are written.
 const CHUNK: usize = 256 << 10;
+
+const NAMELESS: OFlag = OFlag::O_TMPFILE
+    .union(OFlag::O_WRONLY)
+    .union(OFlag::O_CLOEXEC);
 
 /// Where the archive goes.
 pub(crate) enum Destination {
@@ -203,7 +213,8 @@ impl Plan<'_> {
         }
     }
 
-    /// Through a temporary file beside it, so that a name never stands for half an archive.
+    /// Through a temporary file beside it, so that a name never stands for half an archive. It has no name until it is
+    /// whole, where the file system can do that: nothing of a killed command stays.
     fn write_file(&self, path: &Path, progress: &Progress) -> Result<()> {
         if path.metadata().is_ok_and(|there| !there.is_file()) {
             // A FIFO or a device: nothing can be renamed over it.
@@ -216,16 +227,40 @@ impl Plan<'_> {
         };
         // The directory's own error is plainer than that of a random name in it.
         File::open(parent).with_context(|| format!("open {}", parent.display()))?;
-        let mut file = tempfile::Builder::new()
-            .prefix(".pelagos-image-")
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            .tempfile_in(parent)
-            .context("make a temporary file beside it")?;
-        self.write(&mut file, progress)?;
-        if self.store.durability() != Durability::None {
-            file.as_file().sync_all()?;
-        }
+        let mut name = tempfile::Builder::new();
+        name.prefix(".pelagos-image-")
+            .permissions(PermissionsExt::from_mode(0o666));
+        let context = "make a temporary file beside it";
+        let mode = Mode::from_bits_truncate(0o666);
+        let file = match open(parent, NAMELESS, mode) {
+            Ok(nameless) => {
+                let nameless = File::from(nameless);
+                self.fill(&nameless, progress)?;
+                let file = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+                let follow = LinkatFlags::AT_SYMLINK_FOLLOW;
+                name.make_in(parent, |path| {
+                    Ok(linkat(AT_FDCWD, file.as_str(), AT_FDCWD, path, follow)?)
+                })
+                .context(context)?
+                .into_temp_path()
+            }
+            // The kernel's answers where the file system has no files without names (open(2), "O_TMPFILE").
+            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+                let named = name.tempfile_in(parent).context(context)?;
+                self.fill(named.as_file(), progress)?;
+                named.into_temp_path()
+            }
+            Err(errno) => return Err(errno).context(context),
+        };
         file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+
+    fn fill(&self, file: &File, progress: &Progress) -> Result<()> {
+        self.write(file, progress)?;
+        if self.store.durability() != Durability::None {
+            file.sync_all()?;
+        }
         Ok(())
     }
 

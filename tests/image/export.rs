@@ -242,6 +242,23 @@ fn a_file_is_replaced_as_a_whole() {
 }
 
 #[test]
+fn a_command_that_is_killed_while_it_writes_leaves_nothing_beside_the_archive() {
+    requires!(command "strace");
+    let store = Store::new();
+    store.import(&image("one").tag("one:1").build());
+    let dir = store.beside("out");
+    fs::create_dir(&dir).unwrap();
+    let killed = store
+        .call(["export", "one:1"])
+        .arg(dir.join("one.tar"))
+        .injecting("fsync:signal=KILL:when=1")
+        .run();
+    assert!(killed.code > 128, "{killed}");
+    let left: Vec<_> = fs::read_dir(&dir).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn an_archive_is_not_written_to_a_terminal() {
     requires!(command "script");
     let store = Store::new();
