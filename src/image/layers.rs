@@ -108,6 +108,7 @@ fn one(
         parent: at.checked_sub(1).map(|below| chains[below].clone()),
         blob: descriptor.digest.clone(),
         form: store.form(),
+        single_id: userns::has_one_id(),
         created: now(),
         entries: size.entries,
         disk_bytes: size.disk_bytes,
@@ -177,6 +178,11 @@ fn is_there(store: &Store, chain: &Digest) -> Result<bool> {
     }
     if let Err(error) = store.subdirectory(&format!("layers/{}", chain.hex())) {
         return Err(error.context("it has a record and no tree: see `fsck --repair`"));
+    }
+    if record.single_id && !userns::has_one_id() {
+        report::warn(format_args!(
+            "layer {chain}: all its files belong to the caller, who had no other ids when it was unpacked: `fsck --repair` unpacks it again"
+        ));
     }
     Ok(true)
 }

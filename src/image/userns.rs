@@ -253,17 +253,20 @@ pub(super) fn inside(maps: &Maps) -> Maps {
 /// How an unpacked file gets its owner here. Says once if that is not as the image has it.
 pub(crate) fn ids() -> Ids {
     static SAID: Once = Once::new();
-    match maps() {
-        Ok(maps) if only_one(&maps.uids) || only_one(&maps.gids) => {
-            SAID.call_once(|| {
-                report::warn(format_args!(
-                    "all files of images get the caller's own ids: there are no others in /etc/subuid and /etc/subgid, or newuidmap is not installed"
-                ));
-            });
-            Ids::Single
-        }
-        _ => Ids::AsStored,
+    if !has_one_id() {
+        return Ids::AsStored;
     }
+    SAID.call_once(|| {
+        report::warn(format_args!(
+            "all files of images get the caller's own ids: there are no others in /etc/subuid and /etc/subgid, or newuidmap is not installed"
+        ));
+    });
+    Ids::Single
+}
+
+/// Whether files can only belong to the caller here.
+pub(crate) fn has_one_id() -> bool {
+    maps().is_ok_and(|maps| only_one(&maps.uids) || only_one(&maps.gids))
 }
 
 fn only_one(ranges: &[Range]) -> bool {

@@ -446,6 +446,25 @@ fn an_ordinary_user_is_not_kept_from_its_own_by_containers_of_root_that_are_clos
     verb(&["prune", "--yes"]).fails_with("own");
 }
 
+// L-29
+#[test]
+fn layers_of_a_user_that_got_its_ids_later_are_named_until_they_are_unpacked_again() {
+    requires!(root, command "newuidmap");
+    own_state_root();
+    let store = users_store(false);
+    let owner = |store: &Store| run(store, &[], &["stat", "-c", "%u", "/data/seed"]).ok();
+    assert_eq!(owner(&store).stdout, "0\n");
+    assert!(!owner(&store).stderr.contains("other ids"));
+    subordinate_ids(NOBODY, &store);
+    let outcome = owner(&store);
+    assert_eq!(outcome.stdout, "0\n");
+    outcome.warns("who had no other ids when it was unpacked: `fsck --repair`");
+    let call = store.call(["fsck", "--repair"]);
+    call.env("XDG_RUNTIME_DIR", store.beside("run")).ok();
+    let outcome = owner(&store);
+    assert_eq!((&*outcome.stdout, &*outcome.stderr), ("33\n", ""));
+}
+
 #[test]
 fn an_ordinary_users_run_passes_signals_on_and_is_cleaned_up_after_a_kill() {
     requires!(root, command "newuidmap");

@@ -21,6 +21,7 @@ use super::super::mounts::{self, Named};
 use super::super::progress::Progress;
 use super::super::store::{self, LayerRecord, Store, now, random_name};
 use super::super::unpack::{Layer, Limits};
+use super::super::userns;
 use super::{Dangling, Findings, Kind};
 
 /// Where damaged blobs are set aside. Nothing removes what is in it.
@@ -233,6 +234,7 @@ fn again(
         .with_context(|| format!("put its listing into {listing}"))?;
     let _index = store.index_lock()?;
     store.put_layer_record(&LayerRecord {
+        single_id: userns::has_one_id(),
         created: now(),
         entries: size.entries,
         disk_bytes: size.disk_bytes,

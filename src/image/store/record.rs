@@ -41,6 +41,9 @@ pub(crate) struct LayerRecord {
     /// The layer's blob.
     pub(crate) blob: Digest,
     pub(crate) form: LayerForm,
+    /// Every file belongs to the caller: it had no other ids when the layer was unpacked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) single_id: bool,
     /// Unix seconds.
     pub(crate) created: u64,
     /// Paths in the tree.
