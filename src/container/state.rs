@@ -46,7 +46,6 @@ pub(crate) const RESULT_FIFO: &str = "result.fifo";
 /// The frozen configuration.
 pub(crate) const CONFIG: &str = "config.json";
 const RECORD: &str = "state.json";
-const RECORD_NEW: &str = "state.json.new";
 
 /// What is remembered of a container. The keys before `schema` are runc's, which other tools read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -406,7 +405,18 @@ impl Locked {
     /// Replaces the record. A reader sees the old one or the new one.
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
         let text = serde_json::to_vec(record).context("write state.json")?;
-        let new = self.path.join(RECORD_NEW);
+        self.replace(RECORD, &text)
+    }
+
+    /// Keeps `config`, the text of the bundle's configuration, as the one this container was made from.
+    pub(crate) fn freeze_config(&self, config: &[u8]) -> Result<()> {
+        self.replace(CONFIG, config)
+    }
+
+    /// The file appears complete or not at all: others read it without the lock, and a kill may come at any time.
+    fn replace(&self, name: &str, text: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let new = self.path.join(format!("{name}.new"));
         let write = || {
             let mut file = OpenOptions::new()
                 .write(true)
@@ -414,16 +424,10 @@ impl Locked {
                 .truncate(true)
                 .mode(0o600)
                 .open(&new)?;
-            file.write_all(&text)?;
-            fs::rename(&new, self.path.join(RECORD))
+            file.write_all(text)?;
+            fs::rename(&new, &path)
         };
-        write().with_context(|| format!("write {}/{RECORD}", self.path.display()))
-    }
-
-    /// Keeps `config`, the text of the bundle's configuration, as the one this container was made from.
-    pub(crate) fn freeze_config(&self, config: &[u8]) -> Result<()> {
-        let path = self.path.join(CONFIG);
-        fs::write(&path, config).with_context(|| format!("write {}", path.display()))
+        write().with_context(|| format!("write {}", path.display()))
     }
 
     /// Makes the two fifos of the start protocol, owned by the container's root as the host sees it.

@@ -258,8 +258,23 @@ fn try_one(config: fn(&mut Value), stage: Stage, step: &Step, fault: Fault) {
             }
         }
     }
+    if runtime().is("pelagos") {
+        assert_records_are_whole(&bundle);
+    }
     bundle.delete_force();
     bundle.assert_nothing_left();
+}
+
+/// What others read of the container's state directory without the lock is complete or not there.
+fn assert_records_are_whole(bundle: &Bundle) {
+    for name in ["state.json", "config.json"] {
+        let path = bundle.state_root.join(&bundle.id).join(name);
+        let Ok(text) = std::fs::read(&path) else {
+            continue;
+        };
+        let parsed = serde_json::from_slice::<Value>(&text);
+        assert!(parsed.is_ok(), "{}: {parsed:?}", path.display());
+    }
 }
 
 #[test]
