@@ -32,7 +32,9 @@ mod sys;
 static HEAP: sys::alloc_guard::Guard = sys::alloc_guard::Guard;
 
 /// The `pelagos` program: parse the command line, carry out one verb, report its outcome as an exit code.
-pub fn runtime() -> std::process::ExitCode {
+///
+/// It may be called without Rust's own start.
+pub fn runtime() -> u8 {
     cli::main()
 }
 

@@ -187,8 +187,11 @@ fn unsafe_stands_only_in_sys_and_says_why_it_is_sound() {
                 continue;
             }
             let place = format!("{}:{}", shown(&file).display(), at + 1);
+            // The name by which the C library finds a program that does without Rust's own start.
+            let entered =
+                shown(&file) == Path::new("src/main.rs") && code == "#[unsafe(no_mangle)]";
             assert!(
-                in_sys,
+                in_sys || entered,
                 "{place}: unsafe outside src/sys: write a safe door there"
             );
             let near = &lines[at.saturating_sub(NEAR)..=at];

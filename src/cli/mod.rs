@@ -22,7 +22,6 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::error::ErrorKind;
@@ -31,7 +30,7 @@ use nix::unistd::Uid;
 
 use crate::container::{self, Rootless};
 use crate::report::{self, Format};
-use crate::sys::spawn;
+use crate::sys;
 
 /// The runc release whose interface is followed; engines read it when we are called by that name.
 const RUNC_VERSION: &str = "1.5.0";
@@ -139,16 +138,16 @@ const VERBS: [Entry; 10] = [
 ];
 
 /// Parses the command line, carries out one verb and reports its failure; the code is the process's.
-pub(crate) fn main() -> ExitCode {
+pub(crate) fn main() -> u8 {
+    sys::start::streams_and_signals();
     let mut args = std::env::args_os();
     let program = program_name(&args.next().unwrap_or_default());
     let args: Vec<_> = args.collect();
-    spawn::keep_ended_children();
     match run(&program, args) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             report::fail(&error);
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -29,3 +29,4 @@ pub(crate) mod process;
 pub(crate) mod pty;
 pub(crate) mod seal;
 pub(crate) mod spawn;
+pub(crate) mod start;

@@ -79,12 +79,6 @@ pub(crate) enum End {
     NotExecuted(Errno),
 }
 
-/// Makes sure that ended children can be waited for: with an inherited `SIGCHLD` ignored the kernel reaps them itself.
-pub(crate) fn keep_ended_children() {
-    // SAFETY: sets a default disposition; no handler is involved.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
-}
-
 /// The status of a child whose execve(2) was refused; the reason comes through its own pipe.
 const EXEC_REFUSED: i32 = 127;
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::inside::{
     answers, ask, asking, place_probe, refused, see, user_namespace, without_namespace,
 };
-use crate::support::{Bundle, runtime};
+use crate::support::{Bundle, runtime, sh};
 
 #[test]
 fn arguments_arrive_unchanged() {
@@ -264,6 +264,23 @@ fn no_descriptor_but_the_standard_three_reaches_the_payload() {
     );
     let open: Vec<&String> = seen["fds"].as_object().unwrap().keys().collect();
     assert_eq!(open, ["0", "1", "2"], "{}", seen["fds"]);
+}
+
+#[test]
+fn standard_streams_that_the_caller_has_closed_are_dev_null() {
+    requires!(container);
+    let script = "(for n in 0 1 2; do readlink /proc/1/fd/$n; done) >/seen; true";
+    let bundle = Bundle::with(|c| {
+        sh(c, script);
+        c["root"]["readonly"] = json!(false);
+    });
+    bundle
+        .verb(["run", &bundle.id])
+        .under(leaking("exec 0<&- 1>&- 2>&-;"))
+        .ok();
+    let seen = fs::read_to_string(bundle.rootfs("seen")).expect("what the script wrote");
+    assert_eq!(seen, "/dev/null\n".repeat(3));
+    bundle.assert_nothing_left();
 }
 
 #[test]

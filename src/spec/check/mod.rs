@@ -66,6 +66,22 @@ impl fmt::Display for Fault {
     }
 }
 
+/// A mount as faults name it; becomes text only where there is a fault, for every start goes through the rules.
+#[derive(Clone, Copy)]
+struct NthMount(usize);
+
+impl fmt::Display for NthMount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mounts[{}]", self.0)
+    }
+}
+
+impl From<NthMount> for String {
+    fn from(mount: NthMount) -> Self {
+        mount.to_string()
+    }
+}
+
 // COMPAT: the order of runc's own steps, so that the first fault of a list is the one runc would stop at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
@@ -191,9 +207,9 @@ impl<'a> Check<'a> {
         self.linux()?.resources().as_ref()
     }
 
-    fn mounts(&self) -> impl Iterator<Item = (String, &'a Mount)> + use<'a> {
+    fn mounts(&self) -> impl Iterator<Item = (NthMount, &'a Mount)> + use<'a> {
         let mounts = self.spec.mounts().iter().flatten().enumerate();
-        mounts.map(|(i, mount)| (format!("mounts[{i}]"), mount))
+        mounts.map(|(i, mount)| (NthMount(i), mount))
     }
 
     fn uid_map(&self) -> &'a [LinuxIdMapping] {

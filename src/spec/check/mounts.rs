@@ -39,13 +39,13 @@ pub(crate) fn may_replace_in_proc(inner: &Path) -> bool {
 
 pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
     for (field, mount) in check.mounts() {
-        let field = format!("{field}.destination");
+        let field = || format!("{field}.destination");
         let destination = mount.destination();
         let clean = inside(destination);
         if destination == "" {
-            check.say(field, "destination must not be empty");
+            check.say(field(), "destination must not be empty");
         } else if clean == Path::new("/") {
-            check.say(field, format!("{destination:?} is on the top of rootfs"));
+            check.say(field(), format!("{destination:?} is on the top of rootfs"));
         } else if clean == Path::new("/proc") {
             // CVE-2019-16884: a false /proc would take the writes that confine the container's process. A bind of the
             // host's own is a real one, which engines use together with the host's pid namespace.
@@ -55,7 +55,7 @@ pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
             };
             if !real {
                 check.say(
-                    field,
+                    field(),
                     format!("{destination:?} cannot be mounted because it is not of type proc"),
                 );
             }
@@ -64,7 +64,7 @@ pub(super) fn destinations_are_allowed(check: &mut Check<'_>) {
             && !may_replace_in_proc(inner)
         {
             check.say(
-                field,
+                field(),
                 format!("{destination:?} cannot be mounted because it is inside /proc"),
             );
         }
@@ -141,8 +141,9 @@ pub(super) fn id_maps_of_mounts_are_sound(check: &mut Check<'_>) {
             ("uidMappings", mount.uid_mappings()),
             ("gidMappings", mount.gid_mappings()),
         ] {
-            let map = map.as_deref().unwrap_or_default();
-            id_map_is_sound(check, &format!("{field}.{name}"), map);
+            if let Some(map) = map {
+                id_map_is_sound(check, &format!("{field}.{name}"), map);
+            }
         }
     }
 }
@@ -155,15 +156,12 @@ pub(super) fn id_mapped_mounts_can_be(check: &mut Check<'_>) {
         }
         if check.how.rootless {
             check.say(
-                field.as_str(),
+                field,
                 "id-mapped mounts are not supported for rootless containers",
             );
         }
         if has(mount, &["remount"]) {
-            check.say(
-                field.as_str(),
-                "a remount cannot change what ids are mapped to",
-            );
+            check.say(field, "a remount cannot change what ids are mapped to");
         } else if !is_bind(mount) && matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) {
             check.say(field, "the cgroup hierarchy cannot be id-mapped");
         }
