@@ -23,6 +23,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
@@ -452,6 +453,7 @@ impl Cgroup {
     /// included (`cgroup.kill`, Linux 5.14). Does not wait for their end.
     pub(crate) fn kill(&self) -> Result<()> {
         match write_file(&self.dir, Path::new("cgroup.kill"), "1") {
+            Err(Errno::EOPNOTSUPP) => self.kill_each(),
             Err(errno) if !is_gone(errno) => {
                 Err(errno).with_context(|| self.says("kill the processes of"))
             }
@@ -459,21 +461,86 @@ impl Cgroup {
         }
     }
 
+    /// A threaded cgroup cannot be killed at once. Its processes are stopped first, so that none forks meanwhile.
+    fn kill_each(&self) -> Result<()> {
+        self.freeze()?;
+        let killed = self.processes().and_then(|processes| {
+            for pid in processes {
+                match kill(pid, Signal::SIGKILL) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => {
+                        return Err(errno)
+                            .with_context(|| self.says(&format!("kill process {pid} of")));
+                    }
+                }
+            }
+            Ok(())
+        });
+        killed.and(self.thaw())
+    }
+
+    /// Stop every process of the cgroup and of those below it, and wait until they stand still. On failure they go on.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        let done = self
+            .set_freezer("1")
+            .with_context(|| self.says("freeze"))
+            .and_then(|()| {
+                let deadline = Instant::now() + PATIENCE;
+                match self
+                    .wait_for(|events| events.frozen, deadline)
+                    .with_context(|| self.says("freeze"))?
+                {
+                    true => Ok(()),
+                    false => bail!(
+                        "freeze cgroup {}: its processes did not stop within {} s",
+                        self.path.display(),
+                        PATIENCE.as_secs()
+                    ),
+                }
+            });
+        if done.is_err() {
+            self.set_freezer("0").ok();
+        }
+        done
+    }
+
+    /// Let the processes of a frozen cgroup go on. One that is gone is done.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        match self.set_freezer("0") {
+            Err(errno) if !is_gone(errno) => Err(errno).with_context(|| self.says("thaw")),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_freezer(&self, value: &str) -> nix::Result<()> {
+        write_file(&self.dir, Path::new("cgroup.freeze"), value)
+    }
+
+    /// The processes of the cgroup and of those below it, by their pids in our pid namespace; those that have none there
+    /// are left out.
+    pub(crate) fn processes(&self) -> Result<Vec<Pid>> {
+        // The kernel writes a pid that we cannot see as 0, which to kill(2) would mean our own process group.
+        let visible = self.members()?.into_iter().filter(|&pid| pid != 0);
+        Ok(visible.map(Pid::from_raw).collect())
+    }
+
     fn members(&self) -> Result<Vec<i32>> {
         let mut pids = Vec::new();
         let mut pending = vec![PathBuf::from(".")];
         while let Some(at) = pending.pop() {
-            let found = open_listable(&self.dir, &at)
-                .and_then(|dir| Ok((read_long(&dir, "cgroup.procs")?, dir)));
-            let (procs, dir) = match found {
+            let found =
+                open_listable(&self.dir, &at).and_then(|dir| Ok((processes_of(&dir)?, dir)));
+            let (found, dir) = match found {
                 Ok(found) => found,
                 Err(errno) if is_gone(errno) => continue,
                 Err(errno) => return Err(errno).with_context(|| self.says("read cgroup.procs of")),
             };
-            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()));
+            pids.extend(found);
             let children = children(&dir).with_context(|| self.says("list"))?;
             pending.extend(children.into_iter().map(|name| at.join(name)));
         }
+        pids.sort_unstable();
+        pids.dedup();
         Ok(pids)
     }
 
@@ -835,6 +902,25 @@ fn read_long(dir: &OwnedFd, name: &str) -> nix::Result<String> {
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// The processes of one cgroup alone. A threaded one has no list of processes: there it is those of its threads.
+fn processes_of(dir: &OwnedFd) -> nix::Result<Vec<i32>> {
+    let numbers =
+        |text: String| -> Vec<i32> { text.lines().filter_map(|line| line.parse().ok()).collect() };
+    match read_long(dir, "cgroup.procs") {
+        Err(Errno::EOPNOTSUPP) => {
+            let threads = numbers(read_long(dir, "cgroup.threads")?);
+            Ok(threads.into_iter().filter_map(process_of_thread).collect())
+        }
+        list => list.map(numbers),
+    }
+}
+
+fn process_of_thread(thread: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    line.trim().parse().ok()
 }
 
 /// The names of the cgroups directly below.

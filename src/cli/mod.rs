@@ -12,6 +12,8 @@ mod features;
 mod generate;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod run;
 mod spec;
 mod start;
@@ -93,6 +95,8 @@ trait Verb: Args {
     const USAGE: &'static str;
     const ARGUMENTS: Count;
     const HIDDEN: bool = false;
+    /// Whether what follows the first positional argument is for another program, flags included.
+    const FOREIGN_ARGUMENTS: bool = false;
 
     /// Carries the verb out; returns the exit code.
     fn run(self, global: &Global) -> Result<u8>;
@@ -102,6 +106,7 @@ trait Verb: Args {
 #[derive(Clone, Copy, Debug)]
 enum Count {
     Exactly(usize),
+    AtLeast(usize),
     Between(usize, usize),
 }
 
@@ -124,13 +129,16 @@ const fn entry<V: Verb>() -> Entry {
     }
 }
 
-const VERBS: [Entry; 10] = [
+const VERBS: [Entry; 13] = [
     entry::<create::Create>(),
     entry::<delete::Delete>(),
     entry::<features::Features>(),
     entry::<generate::Generate>(),
     entry::<kill::Kill>(),
     entry::<list::List>(),
+    entry::<pause::Pause>(),
+    entry::<pause::Resume>(),
+    entry::<ps::Ps>(),
     entry::<run::Run>(),
     entry::<spec::Spec>(),
     entry::<start::Start>(),
@@ -171,7 +179,7 @@ fn run(program: &str, args: Vec<OsString>) -> Result<u8> {
             .trailing_var_arg(true)
             .value_parser(clap::value_parser!(OsString)),
     );
-    let args = with_two_dashes(&command, args, true);
+    let args = with_two_dashes(&command, args, Stop::AtVerb);
     let mut matches = match parse(&mut command, args)? {
         Parsed::Matches(matches) => matches,
         Parsed::Help(text) => return print(&text),
@@ -377,7 +385,7 @@ fn whole_tree() -> Command {
 fn parse_and_run<V: Verb>(program: &str, flags: Flags, args: Vec<OsString>) -> Result<u8> {
     open_log(program, &flags)?;
     let mut command = command::<V>(program);
-    let args = with_two_dashes(&command, args, false);
+    let args = with_two_dashes(&command, args, Stop::of::<V>());
     let matches = match parse(&mut command, args)? {
         Parsed::Matches(matches) => matches,
         Parsed::Help(text) => return print(&text),
@@ -400,7 +408,9 @@ impl Count {
     fn fault(self, given: usize) -> Option<String> {
         match self {
             Self::Exactly(wanted) if given != wanted => Some(format!("exactly {wanted}")),
-            Self::Between(least, _) if given < least => Some(format!("a minimum of {least}")),
+            Self::AtLeast(least) | Self::Between(least, _) if given < least => {
+                Some(format!("a minimum of {least}"))
+            }
             Self::Between(_, most) if given > most => Some(format!("a maximum of {most}")),
             _ => None,
         }
@@ -433,10 +443,30 @@ fn usage_error(error: clap::Error) -> anyhow::Error {
     )
 }
 
+/// Where the first positional argument ends what is ours to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Never,
+    /// It is the verb, which has flags of its own.
+    AtVerb,
+    /// What follows is for another program, and no flag for clap either.
+    AtForeign,
+}
+
+impl Stop {
+    fn of<V: Verb>() -> Self {
+        if V::FOREIGN_ARGUMENTS {
+            Self::AtForeign
+        } else {
+            Self::Never
+        }
+    }
+}
+
 /// COMPAT: `-no-subreaper` means `--no-subreaper`, and go-runc sends it so; a switch may say `=true` or `=false`.
 /// Rewrites long flags of `command` that have one dash and switches that have a value; values, positional arguments and
-/// everything behind `--` stay. With `stop`, the first positional argument ends it: what follows belongs to a verb.
-fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: bool) -> Vec<OsString> {
+/// everything behind `--` stay, and so does what follows the first positional argument where `stop` says so.
+fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<OsString> {
     let mut args = args.into_iter();
     let mut rewritten = Vec::with_capacity(args.len());
     while let Some(arg) = args.next() {
@@ -444,8 +474,11 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: bool) -> Vec<Os
             .to_str()
             .filter(|text| text.len() > 1 && text.starts_with('-'))
         else {
+            if stop == Stop::AtForeign {
+                rewritten.push("--".into());
+            }
             rewritten.push(arg);
-            if stop {
+            if stop != Stop::Never {
                 break;
             }
             continue;
@@ -523,7 +556,21 @@ mod tests {
             let args = given.split(' ').map(OsString::from).collect();
             let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();
             let command = command::<run::Run>("pelagos");
-            assert_eq!(with_two_dashes(&command, args, false), meant);
+            assert_eq!(with_two_dashes(&command, args, Stop::Never), meant);
+        }
+    }
+
+    #[test]
+    fn what_follows_the_id_may_be_for_another_program() {
+        for (given, meant) in [
+            ("id -ef", "-- id -ef"),
+            ("-format json id -f x", "--format json -- id -f x"),
+            ("-f json -- id -ef", "-f json -- id -ef"),
+        ] {
+            let args = given.split(' ').map(OsString::from).collect();
+            let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();
+            let command = command::<ps::Ps>("pelagos");
+            assert_eq!(with_two_dashes(&command, args, Stop::of::<ps::Ps>()), meant);
         }
     }
 

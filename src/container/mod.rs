@@ -36,7 +36,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, read, unlinkat, write};
+use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
 
 pub(crate) use create::{create, run};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
@@ -89,6 +89,8 @@ pub(crate) enum Fault {
     Exists,
     NotFound,
     NotRunning,
+    NotPaused,
+    NoCgroup,
 }
 
 impl fmt::Display for Fault {
@@ -97,6 +99,8 @@ impl fmt::Display for Fault {
             Self::Exists => "container with given ID already exists",
             Self::NotFound => "container does not exist",
             Self::NotRunning => "container not running",
+            Self::NotPaused => "container not paused",
+            Self::NoCgroup => "the container has no cgroup of its own",
         })
     }
 }
@@ -360,7 +364,62 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
     );
     match pidfd::send_signal(&init, signal) {
         Err(Errno::ESRCH) => bail!(Fault::NotRunning),
-        other => other.with_context(|| format!("send signal {signal}")),
+        other => other.with_context(|| format!("send signal {signal}"))?,
+    }
+    if signal == nix::libc::SIGKILL
+        && record.is_frozen()
+        && let Some(cgroup) = open_cgroup(record)?
+    {
+        // COMPAT: a killed container is not paused any more. Its status would be read from the freezer.
+        cgroup.thaw()?;
+    }
+    Ok(())
+}
+
+/// Stops every process of a created or running container, and returns when they stand still. Errors:
+/// [`Fault::NotRunning`], [`Fault::NoCgroup`].
+pub(crate) fn pause(root: &Path, id: &Id) -> Result<()> {
+    let able = |status| match status {
+        Status::Created | Status::Running => Ok(()),
+        _ => Err(Fault::NotRunning),
+    };
+    let container = Container::open(root, id)?;
+    // Asked before the lock too: a hung create holds it, and must not hold up this answer.
+    able(container.status())?;
+    let locked = container.dir.lock(PATIENCE)?;
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    able(locked.status(&record))?;
+    report::debug!("pause {id}");
+    open_cgroup(&record)?.ok_or(Fault::NoCgroup)?.freeze()
+}
+
+/// Lets the processes of a paused container go on. Errors: [`Fault::NotPaused`].
+pub(crate) fn resume(root: &Path, id: &Id) -> Result<()> {
+    let able = |status| match status {
+        Status::Paused => Ok(()),
+        _ => Err(Fault::NotPaused),
+    };
+    let container = Container::open(root, id)?;
+    able(container.status())?;
+    let locked = container.dir.lock(PATIENCE)?;
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    able(locked.status(&record))?;
+    report::debug!("resume {id}");
+    open_cgroup(&record)?.ok_or(Fault::NoCgroup)?.thaw()
+}
+
+/// The processes of the container, by their numbers in our pid namespace: those in its cgroup, or the init alone where it
+/// has none. A stopped container has none.
+pub(crate) fn processes(root: &Path, id: &Id) -> Result<Vec<Pid>> {
+    let container = Container::open(root, id)?;
+    let record = container.record();
+    if container.status() == Status::Stopped {
+        return Ok(Vec::new());
+    }
+    match open_cgroup(record)? {
+        Some(cgroup) => cgroup.processes(),
+        None if record.init_process_pid == 0 => Ok(Vec::new()),
+        None => Ok(vec![Pid::from_raw(record.init_process_pid)]),
     }
 }
 

@@ -137,7 +137,8 @@ impl Record {
         }
     }
 
-    fn is_frozen(&self) -> bool {
+    /// Whether the freezer of its cgroup is on.
+    pub(super) fn is_frozen(&self) -> bool {
         let mut first = [0];
         self.cgroup_paths.values().any(|path| {
             let file = File::open(path.join("cgroup.freeze"));
