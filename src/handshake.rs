@@ -80,6 +80,10 @@ steps! {
     Stdio,
     /// The subject is the profile.
     Apparmor,
+    /// The subject is the context.
+    Selinux,
+    /// The same of new file systems.
+    MountLabel,
     /// The subject is the member that cannot be had.
     Execution,
     Limit,

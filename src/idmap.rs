@@ -55,6 +55,26 @@ fn is_whole(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+fn sorted(ranges: &[Range]) -> Vec<Range> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.container);
+    ranges
+}
+
+/// The lines of a map file of the kernel's.
+fn ranges(text: &str) -> Option<Vec<Range>> {
+    text.lines()
+        .map(|line| {
+            let mut fields = line.split_whitespace().map(|field| field.parse().ok());
+            Some(Range {
+                container: fields.next()??,
+                host: fields.next()??,
+                length: fields.next()??,
+            })
+        })
+        .collect()
+}
+
 fn text(ranges: &[Range]) -> String {
     ranges.iter().fold(
         String::new(),
@@ -71,6 +91,17 @@ fn text(ranges: &[Range]) -> String {
 }
 
 impl Maps {
+    /// Whether the user namespace of process `pid` has these maps, as the caller's own namespace sees them.
+    pub(crate) fn are_of(&self, pid: Pid) -> Result<bool> {
+        let same = |file: &str, expected: &[Range]| -> Result<bool> {
+            let path = format!("/proc/{pid}/{file}");
+            let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            let there = ranges(&text).with_context(|| format!("{path}: {text:?} is no map"))?;
+            Ok(sorted(&there) == sorted(expected))
+        };
+        Ok(same("uid_map", &self.uids)? && same("gid_map", &self.gids)?)
+    }
+
     /// Write both maps of the process `pid`, which is alone in its new user namespace.
     ///
     /// Directly where the kernel allows it, else through newuidmap(1) and newgidmap(1), which hold the privilege that an

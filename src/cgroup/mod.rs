@@ -9,6 +9,7 @@
 
 mod devices;
 mod files;
+mod resctrl;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -34,6 +35,7 @@ use crate::sys::{bpf, fd};
 pub(crate) use devices::Devices;
 use files::Need;
 pub(crate) use files::{Limit, limits};
+pub(crate) use resctrl::{Membership, Resctrl, Traces};
 
 /// How long the kernel may take to freeze a cgroup, or its processes to leave it.
 const PATIENCE: Duration = Duration::from_secs(10);

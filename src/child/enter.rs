@@ -43,6 +43,9 @@ pub(super) fn namespaces(given: &Given) {
         }
     }
     if namespaces.user_after_joins {
+        if let Some(namespace) = &given.pid_namespace {
+            join_pid(given, namespace);
+        }
         given.check(unshare(CloneFlags::CLONE_NEWUSER), Step::Unshare, "user");
         given.talk.unmapped_and_wait();
     }
@@ -118,13 +121,20 @@ fn open_own(proc: BorrowedFd, path: &str, flags: OFlag) -> nix::Result<OwnedFd> 
 // ORDER: after the pivot. A process that shows in the container's pid namespace must not hold the host's tree.
 pub(super) fn pid_namespace(given: &Given) {
     if let Some(namespace) = &given.pid_namespace {
-        given.check(
-            setns(namespace, CloneFlags::CLONE_NEWPID),
-            Step::JoinNamespace,
-            "pid",
-        );
+        if !given.plan.namespaces.user_after_joins {
+            join_pid(given, namespace);
+        }
         go_on_in_a_new_process(given);
     }
+}
+
+/// Have later children born in a pid namespace.
+fn join_pid(given: &Given, namespace: &OwnedFd) {
+    given.check(
+        setns(namespace, CloneFlags::CLONE_NEWPID),
+        Step::JoinNamespace,
+        "pid",
+    );
 }
 
 /// Have `make` called by a process inside a pid namespace that this one has yet to join, and take the descriptor that it
@@ -211,10 +221,21 @@ pub(super) fn kernel_objects(given: &Given) {
         given.talk.networked_and_wait(socket.as_fd());
     }
     if let Some(keyring) = &given.plan.keyring {
+        label_keys(given);
         match join_session_keyring(keyring) {
             // A kernel without keyrings, or a filter around us that forbids them.
             Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => {}
             Err(errno) => given.talk.fail(Step::Keyring, errno, keyring.to_bytes()),
         }
     }
+}
+
+/// Have the keyring that comes next labelled like the payload.
+fn label_keys(given: &Given) {
+    let Some(context) = &given.plan.selinux.process else {
+        return;
+    };
+    let written = open_own(given.host_proc(), "self/attr/keycreate", OFlag::O_WRONLY)
+        .and_then(|file| nix::unistd::write(&file, context.as_bytes()));
+    given.check(written, Step::Selinux, context);
 }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
 use nix::mount::MsFlags;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, symlinkat, unlinkat};
 
 use super::{Given, copy_up, enter};
@@ -16,6 +17,7 @@ use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::plan::devices::{LINKS, Making, Node};
 use crate::plan::mounts::{Hierarchy, MountOp, What, c_path};
+use crate::sys::fd::set_attribute;
 use crate::sys::mount::{self, Change, Parameter, Reach, attr};
 use crate::sys::path::{Kind, ensure, file_type, open_beneath, open_in_root, open_no_links};
 
@@ -134,7 +136,7 @@ fn carry_out(
     tree: Option<OwnedFd>,
 ) -> Result<Option<Mounted>, Refused> {
     let mounted = match &op.what {
-        What::Remount => return remount(root, op).map(|()| None).map_err(plain),
+        What::Remount { parameters } => return remount(root, op, parameters).map(|()| None),
         What::Bind { source, reach } => bind(given, root, op, (source, *reach), tree)?,
         What::Filesystem {
             kind,
@@ -143,7 +145,7 @@ fn carry_out(
         } => filesystem(given, root, (number, op), (kind, source), parameters)?,
         What::Cgroup { parameters, how } => cgroup(given, root, op, parameters, *how)?,
     };
-    finish(mounted.tree.as_fd(), op).map_err(plain)?;
+    finish(mounted.tree.as_fd(), op)?;
     Ok(Some(mounted))
 }
 
@@ -178,21 +180,72 @@ fn name(given: &Given, file: BorrowedFd) -> nix::Result<PathBuf> {
 }
 
 /// Recursive attributes, then propagation: each as it was written.
-fn finish(mounted: BorrowedFd, op: &MountOp) -> nix::Result<()> {
-    if !op.recursive.is_none() {
-        mount::change(mounted, Reach::Tree, op.recursive)?;
-    }
+fn finish(mounted: BorrowedFd, op: &MountOp) -> Result<(), Refused> {
+    change(mounted, Reach::Tree, op.recursive)?;
     op.propagation
         .iter()
         .try_for_each(|(reach, change)| mount::change(mounted, *reach, *change))
+        .map_err(plain)
 }
 
-fn remount(root: BorrowedFd, op: &MountOp) -> nix::Result<()> {
-    let target = open_in_root(root, &op.untrusted_target, OFlag::O_PATH)?;
-    if !op.change.is_none() {
-        mount::change(target.as_fd(), Reach::One, op.change)?;
+fn remount(root: BorrowedFd, op: &MountOp, parameters: &[Parameter]) -> Result<(), Refused> {
+    let target = open_in_root(root, &op.untrusted_target, OFlag::O_PATH).map_err(plain)?;
+    if !parameters.is_empty() {
+        mount::reconfigure(target.as_fd(), parameters)?;
     }
+    change(target.as_fd(), Reach::One, op.change)?;
     finish(target.as_fd(), op)
+}
+
+/// Change attributes. A mount that came from a more privileged namespace keeps those that are set on it
+/// (mount_namespaces(7), locked mounts). COMPAT: runc's words for that.
+fn change(mounted: BorrowedFd, reach: Reach, wanted: Change) -> Result<(), Refused> {
+    if wanted.is_none() {
+        return Ok(());
+    }
+    mount::change(mounted, reach, wanted).map_err(|errno| match errno {
+        Errno::EPERM => (errno, locked(mounted, wanted)),
+        _ => plain(errno),
+    })
+}
+
+/// Which of the attributes that are to be cleared are set on the mount.
+fn locked(mounted: BorrowedFd, wanted: Change) -> String {
+    const FLAGS: [(u64, FsFlags, &str); 4] = [
+        (attr::RDONLY, FsFlags::ST_RDONLY, "ro"),
+        (attr::NOSUID, FsFlags::ST_NOSUID, "nosuid"),
+        (attr::NODEV, FsFlags::ST_NODEV, "nodev"),
+        (attr::NOEXEC, FsFlags::ST_NOEXEC, "noexec"),
+    ];
+    const ACCESS_TIMES: [(FsFlags, &str); 3] = [
+        (FsFlags::ST_NOATIME, "noatime"),
+        (FsFlags::ST_RELATIME, "relatime"),
+        (FsFlags::ST_NODIRATIME, "nodiratime"),
+    ];
+    let Ok(there) = fstatvfs(mounted).map(|stat| stat.flags()) else {
+        return String::new();
+    };
+    let mut text = String::new();
+    for (attribute, flag, name) in FLAGS {
+        if wanted.clear & attribute != 0 && there.contains(flag) {
+            text.push_str(if text.is_empty() {
+                "cannot clear locked flags "
+            } else {
+                ","
+            });
+            text.push_str(name);
+        }
+    }
+    if text.is_empty() && (wanted.set | wanted.clear) & (attr::ATIME | attr::NODIRATIME) != 0 {
+        text.push_str("cannot change locked atime flags");
+        for (flag, name) in ACCESS_TIMES {
+            if there.contains(flag) {
+                text.push(' ');
+                text.push_str(name);
+            }
+        }
+    }
+    text
 }
 
 fn bind(
@@ -204,7 +257,11 @@ fn bind(
 ) -> Result<Mounted, Refused> {
     let tree = match tree {
         Some(tree) => tree,
-        None => mount::bind(source, reach, op.at_first()).map_err(plain)?,
+        None => {
+            let tree = mount::bind(source, reach, Change::default()).map_err(plain)?;
+            change(tree.as_fd(), Reach::One, op.at_first())?;
+            tree
+        }
     };
     let is_directory = is_directory(&fstat(&tree).map_err(plain)?);
     let kind = if is_directory {
@@ -265,6 +322,12 @@ fn filesystem(
     };
     if op.copy_up && !made {
         copy_up::tree(target.as_fd(), mounted.as_fd()).map_err(plain)?;
+    }
+    if let (b"mqueue", Some(context)) = (kind.as_bytes(), &given.plan.selinux.mounts) {
+        // An option for it is nothing that this file system knows.
+        let labelled = open_in_root(mounted.as_fd(), Path::new("."), OFlag::O_RDONLY)
+            .and_then(|root| set_attribute(root.as_fd(), c"security.selinux", context.as_bytes()));
+        given.check(labelled, Step::MountLabel, context);
     }
     if op.id_map.is_some() {
         // KERNEL: while the mount is detached and nobody has seen it; by the parent, since this process has no rights
@@ -343,7 +406,13 @@ fn by_mount2(
         data.extend_from_slice(key.as_bytes());
         if let Some(value) = value {
             data.push(b'=');
-            data.extend_from_slice(value.as_bytes());
+            // A context has commas in it, and so is quoted; nothing else may be.
+            let quote: &[u8] = if key.as_bytes() == b"context" {
+                b"\""
+            } else {
+                b""
+            };
+            data.extend([quote, value.as_bytes(), quote].concat());
         }
     }
     let flags = MsFlags::from_bits_retain(mount::ms_flags(op.at_first().set));
@@ -443,6 +512,16 @@ fn make_node(
         mknodat(directory, name, node.kind, node.mode, 0)?;
         return own(directory, name, node);
     }
+    match bind_node(root, node) {
+        // A joined mount namespace may be another user namespace's. What the image has there is as good.
+        Err(errno @ (Errno::EPERM | Errno::EACCES)) => {
+            same_node(directory, name, node).map_err(|_| errno)
+        }
+        other => other,
+    }
+}
+
+fn bind_node(root: BorrowedFd, node: &Node) -> nix::Result<()> {
     let source = Path::new("/").join(&node.untrusted_path);
     let tree = mount::bind(&source, Reach::One, Change::default())?;
     let stat = fstat(&tree)?;

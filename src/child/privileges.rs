@@ -53,28 +53,35 @@ pub(super) fn names(given: &Given) {
     }
 }
 
-/// Have the payload confined by its AppArmor profile: the word for the next execve, startContainer hooks' among them.
-///
+/// Have the payload confined by its AppArmor profile or its SELinux context: the word for the next execve, startContainer
+/// hooks' among them.
+pub(super) fn confine(given: &Given) {
+    if let Some(profile) = &given.plan.apparmor {
+        let word = [b"exec ", profile.as_bytes()].concat();
+        let written = write_own(given, "attr/apparmor/exec", &word);
+        given.check(written, Step::Apparmor, profile);
+    }
+    if let Some(context) = &given.plan.selinux.process {
+        let written = write_own(given, "attr/exec", context.as_bytes());
+        given.check(written, Step::Selinux, context);
+    }
+}
+
 /// Written to the container's own mount of proc, held since it was made, or to a new one where it has none: what somebody
 /// puts in the place of /proc takes the word and does nothing (CVE-2019-16884).
 // ORDER: in the process that will execute; before /proc is covered, for a user namespace makes a new one only beside one
 // that is seen whole.
-pub(super) fn confine(given: &Given) {
-    let Some(profile) = &given.plan.apparmor else {
-        return;
-    };
+fn write_own(given: &Given, file: &str, word: &[u8]) -> nix::Result<usize> {
     let mut own = PathBuf::from(nix::unistd::getpid().to_string());
-    own.push("attr/apparmor/exec");
-    let word = [b"exec ", profile.as_bytes()].concat();
+    own.push(file);
     let made = given.kernel_trees.iter().find(|(at, _)| at == "proc");
-    let written = match made {
+    match made {
         Some((_, proc)) => open_beneath(proc.as_fd(), &own, OFlag::O_WRONLY),
         None => new_filesystem(c"proc", [], 0)
             .map_err(|(errno, _)| errno)
             .and_then(|proc| open_beneath(proc.as_fd(), &own, OFlag::O_WRONLY)),
     }
-    .and_then(|file| write(&file, &word));
-    given.check(written, Step::Apparmor, profile);
+    .and_then(|file| write(&file, word))
 }
 
 /// How the payload is executed.

@@ -1,6 +1,6 @@
 //! The container's root becomes `/`, and what must not be seen or changed in it is covered.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
@@ -266,7 +266,7 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
     for path in &given.plan.masked {
         if let Some(target) = look(path, Step::Masked) {
             given.check(
-                mask(target.as_fd(), &mut file, &mut directory),
+                mask(given, target.as_fd(), &mut file, &mut directory),
                 Step::Masked,
                 Path::new("/").join(path),
             );
@@ -286,6 +286,7 @@ fn freeze(target: BorrowedFd) -> nix::Result<()> {
 }
 
 fn mask(
+    given: &Given,
     target: BorrowedFd,
     file: &mut Option<Cover>,
     directory: &mut Option<Cover>,
@@ -304,8 +305,17 @@ fn mask(
             key: key.to_owned(),
             value: Some(value.to_owned()),
         });
-        let mount =
-            mount::new_filesystem(c"tmpfs", &tiny, attr::RDONLY).map_err(|(errno, _)| errno)?;
+        let context = given
+            .plan
+            .selinux
+            .mounts
+            .as_deref()
+            .map(|context| Parameter {
+                key: c"context".to_owned(),
+                value: CString::new(context).ok(),
+            });
+        let mount = mount::new_filesystem(c"tmpfs", tiny.iter().chain(&context), attr::RDONLY)
+            .map_err(|(errno, _)| errno)?;
         *directory = Some(Cover {
             mount,
             attached: false,

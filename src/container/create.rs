@@ -224,6 +224,10 @@ impl<'a> Draft<'a> {
         let claim = Claim(Some(Dir::create(&self.options.root, &self.options.id)?));
         let dir = claim.dir();
         let mut record = self.intent();
+        if let Some(rdt) = prepared.rdt() {
+            record.intel_rdt_path = Some(rdt.path());
+            record.rdt = Some(rdt.traces());
+        }
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,

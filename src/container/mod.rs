@@ -41,7 +41,7 @@ use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
 pub(crate) use create::{create, run};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
-use crate::cgroup::{Cgroup, Hierarchy};
+use crate::cgroup::{Cgroup, Hierarchy, Resctrl};
 use crate::hooks::{self, Prepared};
 use crate::report;
 use crate::sys::pidfd;
@@ -484,6 +484,7 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     let removed =
         open_cgroup(record).and_then(|cgroup| cgroup.map_or(Ok(()), |cgroup| cgroup.remove()));
     errors.extend(removed.err());
+    errors.extend(leave_class(record).err());
     all_well(errors)?;
     if let Err(error) = run_hooks("poststop", &record.poststop, record, Status::Stopped) {
         // runtime-spec, config.md "Poststop": logged, and the delete goes on.
@@ -491,6 +492,15 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     }
     report::debug!("delete {}: remove its state directory", record.id);
     container.remove()
+}
+
+/// Removes what the container has in a resctrl file system, unless that is not mounted any more.
+fn leave_class(record: &Record) -> Result<()> {
+    let Some(traces) = &record.rdt else {
+        return Ok(());
+    };
+    report::debug!("delete {}: leave its class in resctrl", record.id);
+    Resctrl::probe()?.map_or(Ok(()), |resctrl| traces.remove(&resctrl))
 }
 
 /// Kills every process of the container and waits for the init's death.

@@ -34,6 +34,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, Id};
+use crate::cgroup::Traces;
 use crate::sys::pidfd;
 
 /// The version of the record's layout that this release writes.
@@ -67,6 +68,9 @@ pub(crate) struct Record {
     /// Where fds 0-2 of the init led at create.
     #[serde(default)]
     pub(crate) external_descriptors: Vec<String>,
+    /// The container's class in a resctrl file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) intel_rdt_path: Option<PathBuf>,
 
     pub(crate) schema: u32,
     pub(crate) oci_version: String,
@@ -76,6 +80,9 @@ pub(crate) struct Record {
     pub(crate) annotations: BTreeMap<String, String>,
     /// The cgroup's path below the root of its hierarchy; none for a rootless container without one.
     pub(crate) cgroup: Option<PathBuf>,
+    /// What it has in a resctrl file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rdt: Option<Traces>,
     /// Whether killing the init ends every process of the container.
     pub(crate) own_pid_namespace: bool,
     #[serde(default)]

@@ -13,18 +13,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sched::setns;
 use nix::sys::stat::{Mode, fstat, stat};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind, LinuxSeccomp};
 
-use crate::cgroup::{self, Cgroup, Devices, Hierarchy};
+use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Resctrl};
 use crate::child::{self, Given};
 use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
 use crate::hooks::Prepared;
-use crate::plan::Plan;
 use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::Filter;
+use crate::plan::{Plan, Rdt};
 use crate::report::debug;
 use crate::sys::errno::Words;
 use crate::sys::pidfd;
@@ -49,10 +50,18 @@ pub(crate) struct Request<'a> {
 pub(crate) struct Provisions {
     limits: Vec<cgroup::Limit>,
     devices: Option<Devices>,
+    rdt: Option<Membership>,
     filter: Option<Filter>,
     runtime_hooks: Vec<Prepared>,
     create_container: Vec<Prepared>,
     start_container: Vec<Prepared>,
+}
+
+impl Provisions {
+    /// The container's place in a resctrl file system, if it asks for one.
+    pub(crate) fn rdt(&self) -> Option<&Membership> {
+        self.rdt.as_ref()
+    }
 }
 
 /// A process that waits for the word to start. Dropped, it is undone; [`Launched::keep`] lets it live.
@@ -75,10 +84,11 @@ impl fmt::Display for HookFailed {
 
 impl std::error::Error for HookFailed {}
 
-/// What a failed launch takes back: the process, then its cgroup.
+/// What a failed launch takes back: the process, then its cgroup and its class in resctrl.
 struct Undo {
     process: Option<Cloned>,
     cgroup: Option<Cgroup>,
+    rdt: Option<Membership>,
 }
 
 impl Drop for Undo {
@@ -100,6 +110,11 @@ impl Drop for Undo {
                 "remove cgroup {}: {error:#}",
                 cgroup.path().display()
             ));
+        }
+        if let Some(rdt) = self.rdt.take()
+            && let Err(error) = rdt.undo()
+        {
+            crate::report::warn(format_args!("{error:#}"));
         }
     }
 }
@@ -129,6 +144,7 @@ impl Launched {
     /// Nothing is taken back any more. Returns the process.
     pub(crate) fn keep(mut self) -> (ParentEnd, OwnedFd) {
         self.undo.cgroup = None;
+        self.undo.rdt = None;
         let process = self
             .undo
             .process
@@ -141,7 +157,7 @@ impl Launched {
 /// Do everything that can fail without touching the host, the compiling of the seccomp `profile` with it. Compiled seccomp filters are kept in `cache`.
 ///
 /// # Errors
-/// Names the network device, limit, device rule, seccomp rule or hook at fault.
+/// Names the network device, limit, device rule, class of service, seccomp rule or hook at fault.
 pub(crate) fn prepare(
     plan: &Plan,
     profile: Option<&LinuxSeccomp>,
@@ -167,6 +183,7 @@ pub(crate) fn prepare(
             .restrict_devices
             .then(|| Devices::compile(rules))
             .transpose()?,
+        rdt: control.rdt.as_ref().map(rdt).transpose()?,
         filter: profile
             .map(|profile| cache::filter(profile, cache))
             .transpose()?,
@@ -174,6 +191,14 @@ pub(crate) fn prepare(
         create_container: list("createContainer", plan.hooks.create_container(), &[])?,
         start_container: list("startContainer", plan.hooks.start_container(), &env)?,
     })
+}
+
+fn rdt(rdt: &Rdt) -> Result<Membership> {
+    // COMPAT: runc's words.
+    let resctrl = Resctrl::probe()?.context(
+        "linux.intelRdt: intelRdt is specified in config, but Intel RDT is not enabled: no resctrl file system is mounted",
+    )?;
+    Membership::look(resctrl, &rdt.wanted, &rdt.id)
 }
 
 /// Make the container's process, up to the point where only the word to start is missing.
@@ -195,6 +220,7 @@ pub(crate) fn launch(
     let Provisions {
         limits,
         devices,
+        rdt,
         filter,
         runtime_hooks,
         create_container,
@@ -203,8 +229,12 @@ pub(crate) fn launch(
     let mut undo = Undo {
         process: None,
         cgroup: None,
+        rdt,
     };
     undo.cgroup = make_cgroup(request, &limits)?;
+    if let Some(rdt) = &mut undo.rdt {
+        rdt.make().context("linux.intelRdt")?;
+    }
     raise_limits(plan)?;
 
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
@@ -244,6 +274,9 @@ pub(crate) fn launch(
     };
     for (join, file) in plan.namespaces.joins.iter().zip(&given.joins) {
         check_joined(plan, join.kind, file.as_fd())?;
+        if join.kind == Kind::User {
+            check_maps(plan, file)?;
+        }
     }
     let id_maps = sources::clone(plan, &mut given)?;
 
@@ -263,6 +296,7 @@ pub(crate) fn launch(
             .add(pid)
             .context("unable to apply cgroup configuration")?;
     }
+    enter_class(&undo, pid)?;
     if wait_mapped {
         map(plan, pid)?;
         go_on(talk.mapped())?;
@@ -280,6 +314,13 @@ pub(crate) fn launch(
     };
     converse(request, &mut launched, &runtime_hooks, &id_maps)?;
     Ok(launched)
+}
+
+/// Put the process into its class of resctrl.
+fn enter_class(undo: &Undo, pid: Pid) -> Result<()> {
+    let rdt = undo.rdt.as_ref();
+    rdt.map_or(Ok(()), |rdt| rdt.enter(pid))
+        .context("linux.intelRdt")
 }
 
 /// A child that died meanwhile has left word why, which is heard next.
@@ -352,6 +393,8 @@ fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
     if let Some(first) = launched.undo.process.replace(Cloned { pid, pidfd }) {
         while waitid(Id::PIDFd(first.pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
     }
+    // It may have been forked before the first one came into its class.
+    enter_class(&launched.undo, pid)?;
     plan.process
         .oom_score_adj
         .map_or(Ok(()), |adjustment| adjust_oom_score(pid, adjustment))
@@ -515,6 +558,45 @@ fn check_joined(plan: &Plan, kind: Kind, file: BorrowedFd) -> Result<()> {
     }
 }
 
+/// Whether a user namespace to join has the maps that the bundle names as well. COMPAT: runc's words.
+fn check_maps(plan: &Plan, namespace: &OwnedFd) -> Result<()> {
+    const FIELD: &str = "linux.uidMappings, linux.gidMappings";
+    let Some(expected) = &plan.expected_maps else {
+        return Ok(());
+    };
+    let what = || format!("{FIELD}: look at the maps of the user namespace to join");
+    let Some(Cloned { pid, pidfd }) = process::clone3(0, None).with_context(what)? else {
+        let flag = nix::sched::CloneFlags::CLONE_NEWUSER;
+        process::exit_now(setns(namespace, flag).err().map_or(0, |errno| errno as i32))
+    };
+    // KERNEL: a process that has ended has its namespaces until it has been waited for.
+    let ended = wait_for(&pidfd, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+    let same = match ended.with_context(what)? {
+        WaitStatus::Exited(_, 0) => expected.are_of(pid),
+        WaitStatus::Exited(_, errno) => Err(anyhow!("{}", Words(Errno::from_raw(errno)))),
+        other => Err(anyhow!("{other:?}")),
+    };
+    wait_for(&pidfd, WaitPidFlag::WEXITED).with_context(what)?;
+    if !same.with_context(what)? {
+        bail!(
+            "{FIELD}: user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one"
+        );
+    }
+    crate::report::warn(format_args!(
+        "{FIELD}: the user namespace is joined by its path, and has these maps already"
+    ));
+    Ok(())
+}
+
+fn wait_for(process: &OwnedFd, how: WaitPidFlag) -> nix::Result<WaitStatus> {
+    loop {
+        match waitid(Id::PIDFd(process.as_fd()), how) {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
 fn open_path(path: &str) -> Result<OwnedFd> {
     open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .with_context(|| format!("open {path}"))
@@ -578,6 +660,8 @@ fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
         Step::Apparmor => {
             format!("process.apparmorProfile: apparmor failed to apply profile {subject:?}")
         }
+        Step::Selinux => format!("process.selinuxLabel: apply {subject:?}"),
+        Step::MountLabel => format!("linux.mountLabel: apply {subject:?}"),
         Step::Execution => format!("set {subject}"),
         Step::Limit => format!("process.rlimits: set {subject}"),
         Step::Capabilities => format!("process.capabilities: {subject}"),
@@ -605,6 +689,9 @@ fn mount_failure(plan: &Plan, why: &str, subject: &str) -> String {
     }
     if said.contains("inside /proc") {
         return format!("{what}: {:?} {said}", op.destination());
+    }
+    if said.starts_with("cannot ") {
+        return format!("{what}: {said}: {why}");
     }
     let said = if said.is_empty() {
         String::new()

@@ -35,6 +35,12 @@ impl Host {
             .is_ok_and(|answer| answer.starts_with(b"Y"))
     }
 
+    /// Whether the kernel confines processes by SELinux. Asked only where a bundle wants it to.
+    pub(crate) fn has_selinux(&self) -> bool {
+        // The file system is there only where SELinux is enabled (selinux(8)).
+        std::fs::exists("/sys/fs/selinux/enforce").unwrap_or(false)
+    }
+
     /// Whether the caller lacks the machine's root rights, so that a container needs a user namespace of its own and
     /// goes without what only root may do.
     pub(crate) fn rootless(&self) -> bool {

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespaceType as Kind, LinuxNetDevice, LinuxResources, LinuxTimeOffset, Spec,
+    Hooks, Linux, LinuxIntelRdt, LinuxNamespaceType as Kind, LinuxNetDevice, LinuxResources,
+    LinuxTimeOffset, Spec,
 };
 
 use crate::idmap::{self, Maps, Range};
@@ -72,6 +73,15 @@ pub(crate) struct Control {
     /// The host's uid that may manage the cgroup from inside: given only to a container with a cgroup namespace of its
     /// own and a writable mount of the hierarchy.
     pub(crate) delegate_to: Option<Uid>,
+    pub(crate) rdt: Option<Rdt>,
+}
+
+/// The container's place in a resctrl file system.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Rdt {
+    /// The container's id, under which it has what is its own there.
+    pub(crate) id: String,
+    pub(crate) wanted: LinuxIntelRdt,
 }
 
 /// What the caller asks for besides the bundle.
@@ -103,12 +113,51 @@ impl NetDevice {
     }
 }
 
+/// SELinux contexts (selinux(8)).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Selinux {
+    /// Of the payload, and of its session keyring.
+    pub(crate) process: Option<String>,
+    /// Of the files of new file systems.
+    pub(crate) mounts: Option<String>,
+}
+
+impl Selinux {
+    /// # Errors
+    /// A context is given, and the kernel has no SELinux.
+    fn new(spec: &Spec, linux: &Linux, host: &Host) -> Result<Self> {
+        let process = spec.process().as_ref();
+        let contexts = Self {
+            process: process.and_then(|process| process.selinux_label().clone()),
+            mounts: linux.mount_label().clone(),
+        };
+        // COMPAT: runc's words for the first; it passes over the second.
+        let (field, what) = match &contexts {
+            Self {
+                process: Some(_), ..
+            } => ("process.selinuxLabel", "selinux"),
+            Self {
+                mounts: Some(_), ..
+            } => ("linux.mountLabel", "mount"),
+            _ => return Ok(contexts),
+        };
+        if !host.has_selinux() {
+            bail!(
+                "{field}: {what} label is specified in config, but selinux is disabled or not supported"
+            );
+        }
+        Ok(contexts)
+    }
+}
+
 /// The whole intention for one container process.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) namespaces: Namespaces,
     /// Maps to write for a new user namespace.
     pub(crate) maps: Option<Maps>,
+    /// Maps that a joined user namespace has to have, where the bundle names any.
+    pub(crate) expected_maps: Option<Maps>,
     /// Lines for timens_offsets (time_namespaces(7)).
     pub(crate) time_offsets: String,
     pub(crate) root: Root,
@@ -134,6 +183,7 @@ pub(crate) struct Plan {
     pub(crate) execution: Execution,
     /// The AppArmor profile of the payload.
     pub(crate) apparmor: Option<String>,
+    pub(crate) selinux: Selinux,
     pub(crate) process: Process,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
@@ -173,6 +223,7 @@ impl Plan {
         if apparmor.is_some() && !host.has_apparmor() {
             bail!("process.apparmorProfile: apparmor: config provided but apparmor not supported");
         }
+        let selinux = Selinux::new(spec, linux, host)?;
         let (mut process, warnings) = Process::new(process, available)?;
         if options.listen_fds > 0 {
             process.env.push(std::ffi::CString::new(format!(
@@ -181,7 +232,7 @@ impl Plan {
             ))?);
             process.env.push(c"LISTEN_PID=1".to_owned());
         }
-        let maps = namespaces.is_new(Kind::User).then(|| Maps {
+        let given = Maps {
             uids: linux
                 .uid_mappings()
                 .iter()
@@ -194,7 +245,12 @@ impl Plan {
                 .flatten()
                 .map(Range::from)
                 .collect(),
-        });
+        };
+        let (maps, expected_maps) = match namespaces.origin(Kind::User) {
+            Origin::New => (Some(given), None),
+            Origin::Joined if given != Maps::default() => (None, Some(given)),
+            Origin::Joined | Origin::Inherited => (None, None),
+        };
         check_mapped(&process, maps.as_ref())?;
         let rootless = host.rootless();
         let own_cgroup_namespace = namespaces.has(Kind::Cgroup);
@@ -212,7 +268,11 @@ impl Plan {
             .mounts()
             .iter()
             .flatten()
-            .map(|mount| mounts::operation(mount, bundle, hierarchy, &mut id_maps))
+            .map(|mount| {
+                let mut op = mounts::operation(mount, bundle, hierarchy, &mut id_maps)?;
+                op.label(selinux.mounts.as_deref())?;
+                Ok(op)
+            })
             .collect::<Result<Vec<_>>>()?;
         if namespaces.origin(Kind::Mount) == Origin::Inherited && !mounts.is_empty() {
             bail!(
@@ -248,6 +308,7 @@ impl Plan {
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             execution: Execution::new(spec),
             apparmor,
+            selinux,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             net_devices: net_devices(linux.net_devices().iter().flatten()),
             inherited_fds: options.inherited_fds,
@@ -258,9 +319,14 @@ impl Plan {
                 resources,
                 restrict_devices: !rootless,
                 delegate_to,
+                rdt: linux.intel_rdt().clone().map(|wanted| Rdt {
+                    id: options.id.clone(),
+                    wanted,
+                }),
             },
             namespaces,
             maps,
+            expected_maps,
             mounts,
             id_maps,
             fill_dev,

@@ -30,8 +30,8 @@ pub(crate) enum What {
         parameters: Vec<Parameter>,
         how: Hierarchy,
     },
-    /// No new mount: change the attributes of what is mounted there.
-    Remount,
+    /// No new mount: change what is mounted there, and where parameters are given its file system.
+    Remount { parameters: Vec<Parameter> },
 }
 
 /// How the cgroup hierarchy gets into a container.
@@ -143,7 +143,7 @@ impl MountOp {
         let real_proc = match &self.what {
             What::Filesystem { kind, .. } => kind.to_bytes() == b"proc",
             What::Bind { source, .. } => source == Path::new("/proc"),
-            What::Cgroup { .. } | What::Remount => false,
+            What::Cgroup { .. } | What::Remount { .. } => false,
         };
         !inner.starts_with("proc")
             || (real_proc && inner == Path::new("proc"))
@@ -156,7 +156,7 @@ impl MountOp {
             What::Filesystem { kind, .. } => kind.to_string_lossy().into_owned(),
             What::Bind { .. } => "bind".to_owned(),
             What::Cgroup { .. } => "cgroup2".to_owned(),
-            What::Remount => "remount".to_owned(),
+            What::Remount { .. } => "remount".to_owned(),
         }
     }
 
@@ -166,8 +166,30 @@ impl MountOp {
             What::Bind { source, .. } => source.display().to_string(),
             What::Filesystem { source, .. } => source.to_string_lossy().into_owned(),
             What::Cgroup { .. } => "cgroup".to_owned(),
-            What::Remount => String::new(),
+            What::Remount { .. } => String::new(),
         }
+    }
+
+    /// Give the files of a new file system an SELinux context. The kernel does not take one for those of its own that have
+    /// their contexts from the policy; mqueue gets it when it is mounted.
+    ///
+    /// # Errors
+    /// The context has a NUL.
+    pub(crate) fn label(&mut self, context: Option<&str>) -> Result<()> {
+        if let (
+            Some(context),
+            What::Filesystem {
+                kind, parameters, ..
+            },
+        ) = (context, &mut self.what)
+            && !matches!(kind.to_bytes(), b"proc" | b"sysfs" | b"mqueue")
+        {
+            parameters.push(Parameter {
+                key: c"context".to_owned(),
+                value: Some(CString::new(context).context("linux.mountLabel")?),
+            });
+        }
+        Ok(())
     }
 
     /// The attributes to give when it is mounted: read-only waits where something is still to be put inside.
@@ -364,6 +386,8 @@ fn parameter(word: &str) -> Result<Parameter> {
 /// mount attribute only.
 const ATTRIBUTE_ONLY: [&str; 6] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup"];
 
+const NO_DATA: &str = "bind mounts cannot have any filesystem-specific options applied";
+
 /// Turn one entry of `mounts` into an operation; the maps that it needs are added to `id_maps`.
 ///
 /// # Errors
@@ -396,7 +420,9 @@ pub(crate) fn operation(
     let is_dev = relative(destination) == Path::new("dev");
     let mut op = MountOp {
         untrusted_target: relative(destination),
-        what: What::Remount,
+        what: What::Remount {
+            parameters: Vec::new(),
+        },
         change,
         recursive,
         propagation,
@@ -408,22 +434,18 @@ pub(crate) fn operation(
         ordinary_directory: false,
     };
     if remount {
-        if let Some(first) = parameters.first() {
-            bail!(
-                "mounts: {}: remount changes mount attributes only, not {:?} of the file system",
-                destination.display(),
-                first.key.to_string_lossy()
-            );
+        if bind.is_none() {
+            parameters.extend(superblock);
+        } else if !parameters.is_empty() {
+            return Err(anyhow::anyhow!(NO_DATA)).with_context(context);
         }
+        op.what = What::Remount { parameters };
         op.read_only_late = false;
         return Ok(op);
     }
     if let Some(reach) = bind {
         if !parameters.is_empty() {
-            return Err(anyhow::anyhow!(
-                "bind mounts cannot have any filesystem-specific options applied"
-            ))
-            .with_context(context);
+            return Err(anyhow::anyhow!(NO_DATA)).with_context(context);
         }
         let Some(source) = mount.source() else {
             bail!(

@@ -94,9 +94,7 @@ impl Namespaces {
         ];
         // KERNEL: all in one clone would leave the namespaces to a user namespace without a mapped root, and mqueue's
         // root directory would belong to uid 65534. The pid namespace has to be in the clone: it starts with a child.
-        let joins_others = wanted
-            .iter()
-            .any(|other| other.path().is_some() && other.typ() != Kind::Pid);
+        let joins_others = wanted.iter().any(|other| other.path().is_some());
         let user_after_joins = origin(Kind::User) == Origin::New && joins_others;
         let (clone, unshare) = match origin(Kind::User) {
             _ if user_after_joins => (0, new(&without_user) | new(&[Kind::Pid])),

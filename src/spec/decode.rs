@@ -17,7 +17,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::check::{Fault, Stage};
-use super::features;
 
 /// What a config.json says, and what was wrong with single words of it.
 pub(super) struct Decoded {
@@ -94,9 +93,6 @@ fn decode_again(raw: &[u8]) -> Result<Decoded> {
     let mut faults = Vec::new();
     drop_null(&mut config);
     accept_what_go_accepts(&mut config);
-    for absent in features::ABSENT {
-        drop_absent(&mut config, absent, &mut faults);
-    }
     for word in WORDS {
         let mut report = |field: &str, found: &str| match word.stage {
             Some(stage) => faults.push(Fault::new(stage, field, (word.rule)(found))),
@@ -320,21 +316,6 @@ fn items<'a>(
         .into_iter()
         .flatten()
         .filter_map(Value::as_object_mut)
-}
-
-/// A feature that this build lacks need not be decodable to be refused.
-fn drop_absent(config: &mut Value, absent: &features::Absent, faults: &mut Vec<Fault>) {
-    let Some((section, member)) = absent.member else {
-        return;
-    };
-    if let Some(Value::Object(section)) = config.get_mut(section)
-        && let Some(asked) = section.remove(member)
-        && asked
-            .as_object()
-            .is_none_or(|o| !o.is_empty() || absent.even_empty)
-    {
-        faults.push(Fault::new(absent.stage, absent.field(), absent.rule));
-    }
 }
 
 fn mentions_nul(raw: &[u8]) -> bool {

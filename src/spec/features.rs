@@ -1,14 +1,12 @@
-//! What this build supports, as data: `features` prints it, `check` refuses what is not in it.
+//! What this build supports, as data: `features` prints it.
 
 use std::collections::HashMap;
 
 use oci_spec::runtime::{
     self as oci, Arch, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType, Spec,
+    LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType,
 };
 use serde_json::{Serializer, Value, ser::PrettyFormatter};
-
-use super::check::Stage;
 
 /// The oldest and the newest runtime-spec whose config.json is understood.
 const OCI_VERSION_MIN: &str = "1.0.0";
@@ -118,54 +116,6 @@ const MEMORY_FLAGS: &[MemoryPolicyFlagType] = &[
 /// Annotations of config.json that change what is done with it; a trailing dot marks a prefix.
 const UNSAFE_ANNOTATIONS: &[&str] = &["bundle", "org.systemd.property.", "org.criu.config"];
 
-/// A feature of the specification that this build does not carry out. Asking for it is a fault: a container that runs
-/// without what was asked for is worse than none.
-pub(super) struct Absent {
-    pub(super) feature: Feature,
-    /// Section and member of config.json whose presence asks for it, where one member does.
-    pub(super) member: Option<(&'static str, &'static str)>,
-    /// Whether the member asks for it even as an empty object.
-    pub(super) even_empty: bool,
-    /// The field that asks for it, if one does.
-    pub(super) asked: fn(&Spec) -> Option<String>,
-    pub(super) rule: &'static str,
-    pub(super) stage: Stage,
-}
-
-impl Absent {
-    /// The member as a field name.
-    pub(super) fn field(&self) -> String {
-        self.member
-            .map(|(section, member)| format!("{section}.{member}"))
-            .unwrap_or_default()
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Feature {
-    IntelRdt,
-    Selinux,
-}
-
-#[rustfmt::skip]
-pub(super) const ABSENT: &[Absent] = &[
-    Absent { feature: Feature::Selinux, member: None, even_empty: false,
-        asked: |spec| spec.process().as_ref()?.selinux_label().as_ref().filter(|l| !l.is_empty())
-            .map(|_| "process.selinuxLabel".into()),
-        rule: "selinux label is specified in config, but selinux is disabled or not supported", stage: Stage::Security },
-    Absent { feature: Feature::Selinux, member: None, even_empty: false,
-        asked: |spec| spec.linux().as_ref()?.mount_label().as_ref().filter(|l| !l.is_empty())
-            .map(|_| "linux.mountLabel".into()),
-        rule: "mount label is specified in config, but selinux is disabled or not supported", stage: Stage::Security },
-    Absent { feature: Feature::IntelRdt, member: Some(("linux", "intelRdt")), even_empty: true,
-        asked: |spec| spec.linux().as_ref()?.intel_rdt().as_ref().map(|_| "linux.intelRdt".into()),
-        rule: "intelRdt is not supported by this build", stage: Stage::IntelRdt },
-];
-
-fn has(feature: Feature) -> bool {
-    ABSENT.iter().all(|absent| absent.feature != feature)
-}
-
 /// The members of the features structure.
 const TOP: [&str; 7] = [
     "ociVersionMin",
@@ -215,9 +165,12 @@ fn linux() -> oci::LinuxFeature {
     let mut apparmor = oci::Apparmor::default();
     apparmor.set_enabled(Some(true));
     let mut selinux = oci::Selinux::default();
-    selinux.set_enabled(Some(has(Feature::Selinux)));
+    selinux.set_enabled(Some(true));
     let mut intel_rdt = oci::IntelRdt::default();
-    intel_rdt.set_enabled(Some(has(Feature::IntelRdt)));
+    intel_rdt
+        .set_enabled(Some(true))
+        .set_schemata(Some(true))
+        .set_monitoring(Some(true));
     let mut idmap = oci::IDMap::default();
     idmap.set_enabled(Some(true));
     let mut mount_extensions = oci::MountExtensions::default();
@@ -323,8 +276,11 @@ mod tests {
             ("/linux/memoryPolicy/modes/0", "\"MPOL_BIND\""),
             ("/linux/memoryPolicy/flags/2", "\"MPOL_F_STATIC_NODES\""),
             ("/linux/apparmor", r#"{"enabled":true}"#),
-            ("/linux/selinux", r#"{"enabled":false}"#),
-            ("/linux/intelRdt", r#"{"enabled":false}"#),
+            ("/linux/selinux", r#"{"enabled":true}"#),
+            (
+                "/linux/intelRdt",
+                r#"{"enabled":true,"monitoring":true,"schemata":true}"#,
+            ),
             ("/linux/mountExtensions/idmap/enabled", "true"),
             ("/linux/netDevices/enabled", "true"),
             (

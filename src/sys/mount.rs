@@ -40,6 +40,9 @@ const FSMOUNT_CLOEXEC: c_uint = 1;
 const FSCONFIG_SET_FLAG: c_uint = 0;
 const FSCONFIG_SET_STRING: c_uint = 1;
 const FSCONFIG_CMD_CREATE: c_uint = 6;
+const FSCONFIG_CMD_RECONFIGURE: c_uint = 7;
+const FSPICK_CLOEXEC: c_uint = 1;
+const FSPICK_EMPTY_PATH: c_uint = 8;
 
 /// One change of a mount's attributes and propagation, as mount_setattr(2) takes it (Linux 5.12).
 #[repr(C)]
@@ -217,13 +220,7 @@ pub(crate) fn new_filesystem<'p>(
     let context = new_fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })
         .map_err(|errno| (errno, String::new()))?;
     let explain = |errno| (errno, complaints(&context));
-    for Parameter { key, value } in parameters {
-        match value {
-            Some(value) => configure(&context, FSCONFIG_SET_STRING, Some(key), Some(value)),
-            None => configure(&context, FSCONFIG_SET_FLAG, Some(key), None),
-        }
-        .map_err(explain)?;
-    }
+    set_parameters(&context, parameters).map_err(explain)?;
     configure(&context, FSCONFIG_CMD_CREATE, None, None).map_err(explain)?;
     // SAFETY: integers only.
     new_fd(unsafe {
@@ -235,6 +232,36 @@ pub(crate) fn new_filesystem<'p>(
         )
     })
     .map_err(explain)
+}
+
+/// Change parameters of the file system behind `root`, which is the root of a mount of it (fspick, Linux 5.2).
+///
+/// # Errors
+/// As for [`new_filesystem`]; EINVAL where `root` is no root of a mount.
+pub(crate) fn reconfigure(
+    root: BorrowedFd,
+    parameters: &[Parameter],
+) -> Result<(), (Errno, String)> {
+    let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+    // SAFETY: the path is null-terminated and only read.
+    let picked =
+        new_fd(unsafe { libc::syscall(libc::SYS_fspick, root.as_raw_fd(), c"".as_ptr(), flags) });
+    let context = picked.map_err(|errno| (errno, String::new()))?;
+    set_parameters(&context, parameters)
+        .and_then(|()| configure(&context, FSCONFIG_CMD_RECONFIGURE, None, None))
+        .map_err(|errno| (errno, complaints(&context)))
+}
+
+fn set_parameters<'p>(
+    context: &OwnedFd,
+    parameters: impl IntoIterator<Item = &'p Parameter>,
+) -> nix::Result<()> {
+    parameters
+        .into_iter()
+        .try_for_each(|Parameter { key, value }| match value {
+            Some(value) => configure(context, FSCONFIG_SET_STRING, Some(key), Some(value)),
+            None => configure(context, FSCONFIG_SET_FLAG, Some(key), None),
+        })
 }
 
 fn configure(

@@ -391,6 +391,24 @@ fn contradictory_config_is_refused_by_field_and_rule() {
             "must be a file name",
         ),
         (
+            vec![("/linux/intelRdt", json!({ "closID": "a/b" }))],
+            "linux.intelRdt.closID",
+            "invalid intelRdt.ClosID \"a/b\"",
+        ),
+        (
+            vec![("/linux/intelRdt", json!({ "memBwSchema": "L3:0=f" }))],
+            "linux.intelRdt.memBwSchema",
+            "is not one line that begins with \"MB:\"",
+        ),
+        (
+            vec![(
+                "/linux/intelRdt",
+                json!({ "schemata": ["L3:0=f", "L2:0=f\nMB:0=1"] }),
+            )],
+            "linux.intelRdt.schemata[1]",
+            "is more than one line",
+        ),
+        (
             vec![(
                 "/linux/seccomp",
                 json!({ "defaultAction": "SCMP_ACT_NOTIFY" }),
@@ -637,4 +655,26 @@ fn error_of_one_container_leaves_another_alone() {
         bundle.verb(["list", "-q"]).ok().stdout,
         format!("{}\n", bundle.id)
     );
+}
+
+#[test]
+fn a_class_of_service_is_refused_where_no_resctrl_is_mounted() {
+    requires!(root);
+    differs!("crun", "1.8 does not know it");
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("mount table");
+    if table.contains(" - resctrl ") {
+        return;
+    }
+    for wanted in [
+        json!({}),
+        json!({ "closID": "gold" }),
+        json!({ "l3CacheSchema": "L3:0=f" }),
+    ] {
+        let refusal = refused(
+            &[("/linux/intelRdt", wanted)],
+            "linux.intelRdt",
+            "intelRdt is specified in config, but Intel RDT is not enabled",
+        );
+        assert_eq!(refusal, Ok(()));
+    }
 }

@@ -26,6 +26,7 @@ mod namespaces;
 mod netdevices;
 mod notify;
 mod pause;
+mod origins;
 mod process;
 mod ps;
 mod rootfs;

@@ -905,3 +905,55 @@ fn noexec_and_nodev_bind_the_payload() {
     assert_eq!(seen.errno("exec:/m/busybox"), "EACCES");
     assert_eq!(seen.errno("open:/m/null"), "EACCES");
 }
+
+#[test]
+fn a_remount_changes_attributes_and_words_of_the_file_system() {
+    requires!(root);
+    for user in [false, true] {
+        let bundle = asking(&["create:/m/one"], |c| {
+            tmpfs(c, "/m", &["size=1m", "nodev", "mode=0777"]);
+            tmpfs(c, "/m", &["remount", "size=2m", "noexec"]);
+            tmpfs(c, "/kept", &["size=1m"]);
+            tmpfs(c, "/kept", &["remount", "ro"]);
+            if user {
+                user_namespace(c);
+            }
+        });
+        for target in ["m", "kept"] {
+            fs::create_dir(bundle.rootfs(target)).unwrap();
+        }
+        let seen = see(&bundle);
+        let found = seen.mount("/m");
+        assert!(found.has("size=2048k") && found.own("noexec"), "{found:?}");
+        if !runtime().is("crun") && !runtime().is("runc") {
+            assert!(found.own("nodev"), "{found:?}");
+        }
+        assert_eq!(seen.ok("create:/m/one"), true);
+        let kept = seen.mount("/kept");
+        assert!(kept.has("size=1024k") && kept.own("ro"), "{kept:?}");
+    }
+}
+
+#[test]
+fn a_remount_that_the_file_system_refuses_names_the_mount() {
+    requires!(root);
+    for (options, words) in [
+        (
+            ["remount", "nonsense=1"],
+            "error mounting \"\" to rootfs at \"/m\"",
+        ),
+        (["remount", "size=x"], "at \"/m\""),
+    ] {
+        refused(
+            &asking(&[], |c| {
+                tmpfs(c, "/m", &[]);
+                tmpfs(c, "/m", &options);
+            }),
+            words,
+        );
+    }
+    refused(
+        &asking(&[], |c| tmpfs(c, "/bin", &["remount", "size=1m"])),
+        "at \"/bin\"",
+    );
+}

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use nix::mount::{MsFlags, mount, umount};
 use serde_json::{Value, json};
 
 use crate::inside::{Seen, answers, place_probe, without_namespace};
@@ -420,4 +421,66 @@ fn a_rootless_image_cannot_reach_out_by_symlinks_either() {
     symlink(&outside, bundle.rootfs("link")).unwrap();
     drop(rootless.run());
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn flags_that_the_host_has_set_on_a_source_stay_and_are_not_to_be_cleared() {
+    requires_user!();
+    requires!(root);
+    differs!("crun", "goes on with the flags set");
+    differs!("runc", "since 1.2");
+    let source = |rootless: &Rootless| {
+        let path = rootless.0.path.join("data");
+        fs::create_dir(&path).unwrap();
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        mount(Some("tmpfs"), &path, Some("tmpfs"), flags, None::<&str>).unwrap();
+    };
+    let bound = |options: &[&str]| {
+        let rootless = Rootless::new(&[], |c| {
+            mounts(c).push(json!({
+                "destination": "/data", "type": "bind", "source": "data", "options": options,
+            }));
+        });
+        source(&rootless);
+        rootless
+    };
+    for options in [
+        &["bind"][..],
+        &["bind", "ro"],
+        &["bind", "nosuid", "nodev", "noexec"],
+        &["rbind", "rro", "noatime"],
+    ] {
+        let seen = bound(options).see();
+        let found = seen.mount("/data");
+        for flag in ["nosuid", "nodev", "noatime"] {
+            assert!(found.own(flag), "{options:?}: {found:?}");
+        }
+        assert_eq!(found.own("ro"), options.iter().any(|o| o.ends_with("ro")));
+    }
+    for (options, words) in [
+        (
+            &["bind", "suid"][..],
+            "cannot clear locked flags nosuid: operation not permitted",
+        ),
+        (
+            &["bind", "dev", "suid"],
+            "cannot clear locked flags nosuid,nodev: ",
+        ),
+        (&["rbind", "rdev"], "cannot clear locked flags nodev: "),
+        (
+            &["bind", "relatime"],
+            "cannot change locked atime flags noatime: ",
+        ),
+    ] {
+        let rootless = bound(options);
+        let outcome = rootless.run();
+        if runtime().is("pelagos") {
+            outcome.fails_with(words);
+            outcome.fails_with("error mounting");
+        } else {
+            assert_ne!(outcome.code(), 0, "{outcome}");
+        }
+        umount(&rootless.0.path.join("data")).unwrap();
+        rootless.0.assert_nothing_left();
+    }
 }

@@ -131,6 +131,11 @@ pub(crate) fn rdma_device() -> Result<(), String> {
     }
 }
 
+/// The kernel confines processes by SELinux.
+pub(crate) fn has_selinux() -> bool {
+    std::fs::exists("/sys/fs/selinux/enforce").unwrap_or(false)
+}
+
 /// Whether the kernel confines processes by AppArmor.
 pub(crate) fn has_apparmor() -> bool {
     std::fs::read("/sys/module/apparmor/parameters/enabled")

@@ -20,7 +20,6 @@ use oci_spec::runtime::{
     LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 
-use super::features::ABSENT;
 pub(crate) use execution::numbers_of_list;
 pub(crate) use mounts::may_replace_in_proc;
 pub(crate) use namespaces::sysctl_path;
@@ -158,6 +157,8 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::NamespaceUse, namespaces::offsets_have_their_namespace),
     (Stage::NamespaceUse, namespaces::offsets_name_a_clock),
     (Stage::Sysctl, namespaces::sysctls_belong_to_the_container),
+    (Stage::IntelRdt, resources::rdt_class_is_a_name),
+    (Stage::IntelRdt, resources::rdt_schemata_are_lines),
     (Stage::Rootless, namespaces::rootless_has_a_user_namespace),
     (Stage::Rootless, namespaces::rootless_mount_owners_are_mapped),
     (Stage::Mounts, mounts::destinations_are_allowed),
@@ -178,8 +179,6 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Init, process::hooks_can_run),
     (Stage::Init, process::annotations_have_keys),
     (Stage::Init, process::version_is_known),
-    // Each at its own stage, after the rules that no build could bend.
-    (Stage::Init, nothing_is_asked_that_is_absent),
 ];
 
 struct Check<'a> {
@@ -272,18 +271,6 @@ fn word(kind: LinuxNamespaceType) -> &'static str {
         LinuxNamespaceType::Pid => "pid",
         LinuxNamespaceType::Network => "network",
         LinuxNamespaceType::Time => "time",
-    }
-}
-
-// What the specification has and this build has not.
-
-fn nothing_is_asked_that_is_absent(check: &mut Check<'_>) {
-    for absent in ABSENT {
-        if let Some(field) = (absent.asked)(check.spec) {
-            check
-                .faults
-                .push(Fault::new(absent.stage, field, absent.rule));
-        }
     }
 }
 

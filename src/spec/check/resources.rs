@@ -154,6 +154,48 @@ pub(super) fn unified_keys_are_file_names(check: &mut Check<'_>) {
     }
 }
 
+// config-linux.md, IntelRdt.
+
+/// A class is a directory below the root of resctrl, or the root itself. COMPAT: runc's words.
+pub(super) fn rdt_class_is_a_name(check: &mut Check<'_>) {
+    /// What the kernel has there itself.
+    const TAKEN: [&str; 3] = ["info", "mon_data", "mon_groups"];
+    let class = check
+        .linux()
+        .and_then(|linux| linux.intel_rdt().as_ref()?.clos_id().as_deref());
+    let Some(class) = class.filter(|class| !["", "/"].contains(class)) else {
+        return;
+    };
+    if [".", ".."].contains(&class) || class.contains(['/', '\n']) || TAKEN.contains(&class) {
+        check.say(
+            "linux.intelRdt.closID",
+            format!("invalid intelRdt.ClosID {class:?}"),
+        );
+    }
+}
+
+pub(super) fn rdt_schemata_are_lines(check: &mut Check<'_>) {
+    let Some(rdt) = check.linux().and_then(|linux| linux.intel_rdt().as_ref()) else {
+        return;
+    };
+    if let Some(schema) = rdt.mem_bw_schema().as_deref().filter(|s| !s.is_empty())
+        && (!schema.starts_with("MB:") || schema.contains('\n'))
+    {
+        check.say(
+            "linux.intelRdt.memBwSchema",
+            format!("{schema:?} is not one line that begins with \"MB:\""),
+        );
+    }
+    for (i, line) in rdt.schemata().iter().flatten().enumerate() {
+        if line.contains('\n') {
+            check.say(
+                format!("linux.intelRdt.schemata[{i}]"),
+                format!("{line:?} is more than one line"),
+            );
+        }
+    }
+}
+
 // config-linux.md, seccomp: listeners.
 
 pub(super) fn seccomp_default_is_no_notify(check: &mut Check<'_>) {

@@ -189,10 +189,6 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "process.rlimits[1].type: duplicated rlimit RLIMIT_AS",
         ),
         (
-            ("/process/selinuxLabel", json!("x")),
-            "process.selinuxLabel: selinux label is specified in config, but selinux is disabled or not supported",
-        ),
-        (
             (
                 "/process/scheduler",
                 json!({"policy": "SCHED_OTHER", "nice": 20}),
@@ -430,8 +426,28 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.memoryPolicy.nodes: invalid memory policy nodes \"x\"",
         ),
         (
-            ("/linux/intelRdt", json!({})),
-            "linux.intelRdt: intelRdt is not supported by this build",
+            ("/linux/intelRdt", json!({"closID": ".."})),
+            "linux.intelRdt.closID: invalid intelRdt.ClosID \"..\"",
+        ),
+        (
+            ("/linux/intelRdt", json!({"closID": "a/b"})),
+            "linux.intelRdt.closID: invalid intelRdt.ClosID \"a/b\"",
+        ),
+        (
+            ("/linux/intelRdt", json!({"closID": "info"})),
+            "linux.intelRdt.closID: invalid intelRdt.ClosID \"info\"",
+        ),
+        (
+            ("/linux/intelRdt", json!({"memBwSchema": "L3:0=f"})),
+            "linux.intelRdt.memBwSchema: \"L3:0=f\" is not one line that begins with \"MB:\"",
+        ),
+        (
+            ("/linux/intelRdt", json!({"memBwSchema": "MB:0=1\nL3:0=f"})),
+            "linux.intelRdt.memBwSchema: \"MB:0=1\\nL3:0=f\" is not one line that begins with \"MB:\"",
+        ),
+        (
+            ("/linux/intelRdt", json!({"schemata": ["L3:0=f", "a\nb"]})),
+            "linux.intelRdt.schemata[1]: \"a\\nb\" is more than one line",
         ),
         (
             ("/linux/netDevices", json!({"eth0:1": {}})),
@@ -454,10 +470,6 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
                 json!({"eth0": {"name": "eth1"}, "eth1": {}}),
             ),
             "linux.netDevices: two network devices are to be called \"eth1\"",
-        ),
-        (
-            ("/linux/mountLabel", json!("x")),
-            "linux.mountLabel: mount label is specified in config, but selinux is disabled or not supported",
         ),
         (
             mount(json!({"destination": "", "type": "tmpfs"})),
