@@ -182,7 +182,7 @@ impl Plan<'_> {
     /// Entries without a name that speak of what is written: signatures and SBOMs go along.
     fn referrers(&mut self) -> Result<()> {
         let mut waiting = Vec::new();
-        for (name, target) in self.store.names()? {
+        for (name, target) in self.store.readable_names()?.names {
             if !name.is_empty() || kind(&target.media_type).is_none() {
                 continue;
             }

@@ -113,7 +113,7 @@ fn shown(store: &Store, image: &Image) -> Result<Shown> {
             chain_id,
         });
     }
-    let names = store.names()?.into_iter();
+    let names = store.readable_names()?.names.into_iter();
     Ok(Shown {
         names: names
             .filter(|(name, target)| !name.is_empty() && target.digest == image.target.digest)

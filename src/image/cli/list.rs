@@ -56,7 +56,14 @@ impl List {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         let mut rows = Vec::new();
         if let Some(store) = Store::existing(&global.root)? {
-            for (name, target) in store.names()? {
+            let readable = store.readable_names()?;
+            for (_, error) in &readable.others {
+                report::warn(format_args!(
+                    "{}",
+                    output::visible(&report::sentence(error))
+                ));
+            }
+            for (name, target) in readable.names {
                 if self.part.as_ref().is_none_or(|part| name.contains(part)) {
                     rows.push(row(&store, name, &target));
                 }

@@ -70,7 +70,8 @@ fn remove_image(store: &Store, roots: &RuntimeRoots, text: &str, force: bool) ->
     }
     let (name, target) = found?;
     let names: Vec<String> = store
-        .names()?
+        .readable_names()?
+        .names
         .into_iter()
         .filter(|(_, other)| other.digest == target.digest)
         .map(|(name, _)| name)

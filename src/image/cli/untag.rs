@@ -27,15 +27,8 @@ impl Untag {
             let mut found = Vec::new();
             for name in &self.names {
                 let full = Reference::parse(name).map(|reference| reference.to_string());
-                let candidates = std::iter::once(name.clone()).chain(full.ok());
-                let mut there = None;
-                for candidate in candidates {
-                    if entries.get(&candidate)?.is_some() {
-                        there = Some(candidate);
-                        break;
-                    }
-                }
-                match there {
+                let mut candidates = std::iter::once(name.clone()).chain(full.ok());
+                match candidates.find(|candidate| entries.has(candidate)) {
                     Some(name) => found.push(name),
                     None => bail!("image {}: not in the store", visible(name)),
                 }

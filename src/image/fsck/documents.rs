@@ -15,8 +15,18 @@ use super::{Fault, Findings, Kind};
 
 /// Read all documents, and remember what each name needs.
 pub(super) fn check(store: &Store, lease: &Lease, findings: &mut Findings) {
-    let names = match store.names() {
-        Ok(names) => names,
+    let names = match store.readable_names() {
+        Ok(readable) => {
+            for (_, error) in &readable.others {
+                findings.fault(Fault::new(
+                    Kind::Index,
+                    "index.json",
+                    sentence(error),
+                    "prune stops at it: take the entry away with the tool that wrote it",
+                ));
+            }
+            readable.names
+        }
         Err(error) => {
             findings.fault(Fault::new(
                 Kind::Index,

@@ -1,7 +1,7 @@
 //! index.json: the names of the images. Entries and members that we do not know stay as they are, since skopeo and umoci
 //! write there too.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::super::digest::Digest;
@@ -12,6 +12,15 @@ use super::Store;
 const LARGEST: u64 = 64 << 20;
 /// The annotation that names an entry (image-spec annotations.md).
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// The entries of index.json as far as they can be read.
+#[derive(Default)]
+pub(crate) struct Readable {
+    /// With their names, "" where they have none, in order.
+    pub(crate) names: Vec<(String, Descriptor)>,
+    /// Names of those that cannot, and why.
+    pub(crate) others: Vec<(String, Error)>,
+}
 
 /// The entries of index.json, to be changed.
 pub(crate) struct Names {
@@ -62,6 +71,21 @@ impl Names {
             .collect()
     }
 
+    /// The entries of all that we can read, with their names, and of the others the names and what is wrong: other tools
+    /// write digests here that we do not know, and our images are no worse for that (L-33).
+    fn readable(&self) -> Readable {
+        let mut readable = Readable::default();
+        for (at, entry) in self.entries.iter().enumerate() {
+            let name = name_of(entry).to_owned();
+            match serde_json::from_value(entry.clone()).with_context(|| format!("manifests[{at}]"))
+            {
+                Ok(target) => readable.names.push((name, target)),
+                Err(error) => readable.others.push((name, error)),
+            }
+        }
+        readable
+    }
+
     /// What `name` means. The first entry counts where several have the name (L-34).
     pub(crate) fn get(&self, name: &str) -> Result<Option<Descriptor>> {
         self.entries
@@ -71,6 +95,11 @@ impl Names {
                 serde_json::from_value(entry.clone()).with_context(|| format!("entry {name}"))
             })
             .transpose()
+    }
+
+    /// Whether something has the name, if only something that we cannot read.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| name_of(entry) == name)
     }
 
     /// Give `name` to what `target` names; what had the name before loses it.
@@ -156,6 +185,18 @@ impl Store {
         self.read_names()?
             .all()
             .with_context(|| format!("read {}", self.root().join("index.json").display()))
+    }
+
+    /// The entries of index.json that can be read, and those that cannot. For who decides what stays there is only
+    /// [`Self::names`].
+    pub(crate) fn readable_names(&self) -> Result<Readable> {
+        let mut readable = self.read_names()?.readable();
+        let path = self.root().join("index.json");
+        for (_, error) in &mut readable.others {
+            let inner = std::mem::replace(error, Error::msg(""));
+            *error = inner.context(format!("read {}", path.display()));
+        }
+        Ok(readable)
     }
 
     /// Change index.json, as a whole or not at all. What it names is on the disk before, as the durability asks for it.

@@ -9,6 +9,7 @@ use super::super::manifest::{self, Config, Descriptor, Document, Manifest, Platf
 use super::super::output;
 use super::super::reference::Reference;
 use super::Store;
+use super::index::Readable;
 
 /// The fewest hex characters that may stand for a digest.
 const SHORTEST_PREFIX: usize = 6;
@@ -47,7 +48,7 @@ impl Store {
     /// # Errors
     /// Nothing is called so, or more than one thing begins so.
     pub(crate) fn find(&self, text: &str) -> Result<(Option<String>, Descriptor)> {
-        let names = self.names()?;
+        let Readable { names, mut others } = self.readable_names()?;
         let by_name = |wanted: &str| {
             names
                 .iter()
@@ -58,6 +59,13 @@ impl Store {
             return Ok(found);
         }
         let reference = Reference::parse(text).ok();
+        let full = reference.as_ref().map(ToString::to_string);
+        let unreadable = others.iter().position(|(name, _)| {
+            !name.is_empty() && (name == text || Some(name) == full.as_ref())
+        });
+        if let Some(at) = unreadable {
+            return Err(others.swap_remove(at).1);
+        }
         if let Some(reference) = &reference {
             if let Some(digest) = reference.digest() {
                 let target = names.iter().find(|(_, target)| target.digest == *digest);
