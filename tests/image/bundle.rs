@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::support::needs::is_root;
 use crate::support::{
-    Canary, ImageBuilder, Outcome, Store, mounts_below, own_state_root, runtime_for, tree,
+    Canary, ImageBuilder, Outcome, Store, eventually, mounts_below, own_state_root, runtime_for,
+    tree,
 };
 
 /// A store that has `image`, without the verb that imports it: a store is an OCI layout.
@@ -664,4 +665,58 @@ fn an_image_that_a_bundle_uses_keeps_its_last_name() {
     store.run(["rm", "other:1"]).fails_with("used by bundle");
     store.ok(["rm", "--force", "other:1"]);
     store.ok(["rm", &shown(&dir)]);
+}
+
+#[test]
+fn a_bundle_whose_command_was_killed_is_a_leftover_and_one_in_the_making_is_not() {
+    requires!(root, command "strace");
+    own_state_root();
+    let store = store_with(&rich());
+    // The first command makes a store of it.
+    store.ok(["tag", "rich:1", "also:1"]);
+    let (dir, other) = (store.beside("b"), store.beside("other"));
+    let killed = |dir: &Path| {
+        let call = store.call(["bundle".as_ref(), "rich:1".as_ref(), dir.as_os_str()]);
+        // The second record, that of the finished bundle.
+        let outcome = call.injecting("renameat:signal=SIGKILL:when=2").run();
+        assert_ne!(outcome.code, 0, "{outcome}");
+        assert!(dir.join("rootfs").exists() && store.names("records/bundles").len() == 1);
+    };
+    killed(&dir);
+    store.ok(["prune", "--yes"]);
+    assert!(dir.join("rootfs").exists());
+    store
+        .run(["rm", "no/such:1"])
+        .fails_with("not in the store");
+    assert!(!dir.exists());
+    assert_eq!(store.names("records/bundles"), [""; 0]);
+    // The same again is the command that finds it.
+    killed(&dir);
+    store
+        .call(["bundle".as_ref(), "rich:1".as_ref(), dir.as_os_str()])
+        .ok();
+    assert!(dir.join("config.json").exists());
+    assert_eq!(store.names("records/bundles").len(), 1);
+
+    let mut slow = store
+        .call(["bundle".as_ref(), "rich:1".as_ref(), other.as_os_str()])
+        .injecting("renameat:delay_enter=2000000:when=2")
+        .spawn();
+    assert!(eventually(|| other.join("config.json").exists()));
+    store
+        .run(["rm", "no/such:1"])
+        .fails_with("not in the store");
+    assert!(slow.is_running());
+    let slow = slow.wait();
+    assert_eq!(slow.code(), 0, "{slow}");
+    assert!(other.join("config.json").exists());
+    assert_eq!(store.names("records/bundles").len(), 2);
+    for record in store.names("records/bundles") {
+        assert_eq!(
+            store.json(&format!("records/bundles/{record}"))["unfinished"],
+            Value::Null
+        );
+    }
+    store.ok(["rm".as_ref(), dir.as_os_str(), other.as_os_str()]);
+    store.assert_nothing_left();
 }

@@ -30,7 +30,7 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{Flock, OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::unistd::{Gid, Uid, fchown, syncfs};
@@ -125,7 +125,7 @@ pub(crate) fn make(
         );
     }
     let lease = store.lease(&format!("bundle {}", place.path.display()))?;
-    let image = hold(store, &lease, request)?;
+    let image = hold(store, &lease, &request.image, request.platform.as_ref())?;
     for wanted in &request.volumes {
         if let Source::Volume(name) = &wanted.source {
             lease.hold(Kind::Volume, name)?;
@@ -179,6 +179,7 @@ pub(crate) fn make(
         syncfs(open_directory(&place.path)?).context("write the bundle's file system out")?;
     }
     record.last_seen = now();
+    record.unfinished = false;
     store.put_bundle_record(&record)?;
     unfinished.registered = false;
     unfinished.armed = false;
@@ -186,9 +187,17 @@ pub(crate) fn make(
 }
 
 /// Find the image and hold all of it, so that from here on no prune takes anything of it.
-fn hold(store: &Store, lease: &Lease, request: &Request) -> Result<Image> {
+///
+/// # Errors
+/// There is no such image, or none for the platform.
+pub(crate) fn hold(
+    store: &Store,
+    lease: &Lease,
+    image: &str,
+    platform: Option<&Platform>,
+) -> Result<Image> {
     loop {
-        let found = store.image(&request.image, request.platform.as_ref())?;
+        let found = store.image(image, platform)?;
         let documents = [&found.target, &found.descriptor, &found.manifest.config];
         for descriptor in documents.into_iter().chain(&found.manifest.layers) {
             lease.hold(Kind::Blob, &descriptor.digest.to_string())?;
@@ -196,7 +205,7 @@ fn hold(store: &Store, lease: &Lease, request: &Request) -> Result<Image> {
         // ORDER: looked up again after it is held, while no prune is carried out. Before, it may have been removed
         // between the two, and one that began before it was held may be removing it.
         let _moment = store.shared()?;
-        let again = store.image(&request.image, request.platform.as_ref())?;
+        let again = store.image(image, platform)?;
         if again.descriptor.digest == found.descriptor.digest && again.target == found.target {
             return Ok(again);
         }
@@ -242,6 +251,7 @@ fn record(
         chain,
         volumes,
         image_name: image.name.clone(),
+        unfinished: !place.nested,
         created: now(),
         last_seen: now(),
     })
@@ -272,6 +282,8 @@ struct Unfinished<'s> {
     existed: bool,
     registered: bool,
     armed: bool,
+    /// To the end, so that no sweep takes it for a leftover. The directory of a run is held by its claim.
+    _held: Option<Flock<File>>,
 }
 
 impl<'s> Unfinished<'s> {
@@ -292,12 +304,14 @@ impl<'s> Unfinished<'s> {
             }
             Err(error) => return Err(error).with_context(context),
         };
+        let held = (!place.nested).then(|| remove::hold(&place.path));
         Ok(Self {
             store,
             place,
             existed,
             registered: false,
             armed: true,
+            _held: held.transpose()?,
         })
     }
 

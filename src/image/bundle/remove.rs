@@ -134,6 +134,18 @@ impl Claim {
     }
 }
 
+/// Hold the directory of a bundle that is being made, so that no sweep takes it for a leftover.
+///
+/// # Errors
+/// Another command makes one there.
+pub(super) fn hold(path: &Path) -> Result<Flock<File>> {
+    let dir = open(path, DIRECTORY, Mode::empty())
+        .with_context(|| format!("open directory {}", path.display()))?;
+    Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        anyhow::Error::new(errno).context(format!("lock directory {}", path.display()))
+    })
+}
+
 fn all_runs(store: &Store) -> Result<OwnedFd> {
     match mkdirat(store.dir(), "bundles", Mode::S_IRWXU) {
         Ok(()) | Err(Errno::EEXIST) => store.subdirectory("bundles"),
@@ -182,11 +194,18 @@ pub(crate) fn claim(store: &Store, id: &str) -> Result<Claim> {
     }
 }
 
-/// Remove what killed runs left. What cannot be removed is for the next sweep.
+/// Remove what killed commands left: unfinished bundles, and bundles of runs. What cannot be removed is for the next sweep.
 ///
 /// # Errors
 /// The store cannot be read.
 pub(crate) fn sweep(store: &Store, roots: &RuntimeRoots) -> Result<()> {
+    for record in store.bundle_records()? {
+        if record.unfinished
+            && let Err(error) = sweep_unfinished(store, roots, &record)
+        {
+            debug!("{} stays: {error:#}", record.path.display());
+        }
+    }
     let runs = match store.subdirectory("bundles") {
         Ok(runs) => runs,
         Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(()),
@@ -203,6 +222,21 @@ pub(crate) fn sweep(store: &Store, roots: &RuntimeRoots) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A bundle whose command may still be at work on it, which then holds it.
+fn sweep_unfinished(store: &Store, roots: &RuntimeRoots, record: &BundleRecord) -> Result<()> {
+    let _dead = hold(&record.path)?;
+    // ORDER: after the lock, since until then it may have been finished.
+    let records = store.bundle_records()?;
+    let Some(record) = records
+        .iter()
+        .find(|now| now.id == record.id && now.unfinished)
+    else {
+        return Ok(());
+    };
+    debug!("remove unfinished {}", record.path.display());
+    remove(store, &Containers::read(roots)?, record, false).map(drop)
 }
 
 fn sweep_one(

@@ -8,11 +8,12 @@ use anyhow::{Context as _, Error, Result, bail};
 use clap::Args;
 
 use crate::idmap::{Maps, Range};
+use crate::image::bundle;
 use crate::image::layers;
 use crate::image::manifest::Platform;
 use crate::image::progress::Progress;
 use crate::image::prune::filter;
-use crate::image::store::{Image, Kind, Store};
+use crate::image::store::{Image, Store};
 use crate::image::unpack::{self, Form, Ids, Layer, Limits, Options, Report, place};
 use crate::image::userns;
 use crate::report;
@@ -70,10 +71,7 @@ impl Unpack {
         };
         let store = Store::open(&global.root, global.durability)?;
         let lease = store.lease("unpack")?;
-        let image = store.image(&self.image, self.platform.as_ref())?;
-        for layer in &image.manifest.layers {
-            lease.hold(Kind::Blob, &layer.digest.to_string())?;
-        }
+        let image = bundle::hold(&store, &lease, &self.image, self.platform.as_ref())?;
         let progress = Progress::new(global.quiet);
         let limits = self.limits();
         let Some(dir) = &self.dir else {

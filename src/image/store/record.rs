@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::digest::Digest;
+use super::super::output::visible;
 use super::{SCHEMA, Store, entries, stat_at};
 
 /// The largest record that is read, in bytes.
@@ -75,6 +76,9 @@ pub(crate) struct BundleRecord {
     pub(crate) overlay: bool,
     /// As the image was called then.
     pub(crate) image_name: Option<String>,
+    /// It is being made, by a command that holds the directory by flock: with the lock free, it is a leftover.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) unfinished: bool,
     /// Unix seconds.
     pub(crate) created: u64,
     /// Unix seconds; when the bundle's directory was last seen in its place.
@@ -144,7 +148,7 @@ impl Store {
     }
 
     pub(crate) fn layer_records(&self) -> Result<Vec<LayerRecord>> {
-        self.records("layers")
+        self.records("layers", |record: &LayerRecord| record.chain_id.hex())
     }
 
     /// Commit a layer whose tree is in place and on the disk.
@@ -159,7 +163,7 @@ impl Store {
     }
 
     pub(crate) fn bundle_records(&self) -> Result<Vec<BundleRecord>> {
-        self.records("bundles")
+        self.records("bundles", |record: &BundleRecord| &record.id)
     }
 
     pub(crate) fn put_bundle_record(&self, record: &BundleRecord) -> Result<()> {
@@ -175,7 +179,7 @@ impl Store {
     }
 
     pub(crate) fn volume_records(&self) -> Result<Vec<VolumeRecord>> {
-        self.records("volumes")
+        self.records("volumes", |record: &VolumeRecord| &record.name)
     }
 
     pub(crate) fn put_volume_record(&self, record: &VolumeRecord) -> Result<()> {
@@ -248,14 +252,29 @@ impl Store {
             .with_context(|| format!("read {}", self.record_path(folder, name).display()))
     }
 
-    fn records<T: DeserializeOwned>(&self, folder: &str) -> Result<Vec<T>> {
+    /// All records of a folder; each has to be about what its file is called after, or two could speak of one thing.
+    fn records<T: DeserializeOwned>(
+        &self,
+        folder: &str,
+        about: impl Fn(&T) -> &str,
+    ) -> Result<Vec<T>> {
         let dir = self.subdirectory(&format!("records/{folder}"))?;
         let mut records = Vec::new();
         for name in entries(dir.as_fd())? {
             let name = name.to_string_lossy();
             match name.rsplit_once('.') {
                 // A record may go while the directory is read.
-                Some((id, "json")) => records.extend(self.record(folder, id)?),
+                Some((id, "json")) => {
+                    let record: Option<T> = self.record(folder, id)?;
+                    if let Some(other) = record.as_ref().map(&about).filter(|about| *about != id) {
+                        bail!(
+                            "{}: is the record of {}: look what it is and move it away",
+                            self.record_path(folder, id).display(),
+                            visible(other)
+                        );
+                    }
+                    records.extend(record);
+                }
                 Some((_, "list")) if folder == "layers" => {}
                 _ => bail!(
                     "{}: not a record: look what it is and move it away",
