@@ -47,9 +47,25 @@ impl RuntimeRoots {
         let own = std::env::var_os("XDG_RUNTIME_DIR")
             .filter(|dir| !dir.is_empty())
             .map(|dir| PathBuf::from(dir).join("pelagos"));
+        // Where the environment of another session of this user leads.
+        let of_user = userns::caller()
+            .filter(|user| !user.is_root())
+            .map(|user| PathBuf::from(format!("/run/user/{user}/pelagos")));
         let shared = PathBuf::from("/run/pelagos");
-        let usual = own.into_iter().chain([shared]).collect();
+        let mut usual: Vec<PathBuf> = own.into_iter().chain(of_user).chain([shared]).collect();
+        usual.dedup();
         Self { usual, named }
+    }
+
+    /// The same, for a sweep.
+    ///
+    /// # Errors
+    /// The operator named none, and an ordinary user's own directory is not known: what its containers use is not either.
+    pub(crate) fn for_sweep(named: Vec<PathBuf>) -> Result<Self> {
+        if named.is_empty() {
+            userns::state_root().context("what containers use is not known")?;
+        }
+        Ok(Self::new(named))
     }
 
     /// Unix seconds: when a container was last made or deleted.

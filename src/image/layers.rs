@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::fsync;
 
 use crate::report;
 
@@ -99,21 +100,37 @@ fn one(
     let place = |from: &str, to: &str| {
         renameat(stage.dir(), from, store.dir(), to).with_context(|| format!("put it into {to}"))
     };
-    place("list", &format!("records/layers/{}.list", chain.hex()))?;
-    place("tree", &format!("layers/{}", chain.hex()))?;
-    store.put_layer_record(&LayerRecord {
-        schema: SCHEMA,
-        chain_id: chain.clone(),
-        diff_id: diff_id.clone(),
-        parent: at.checked_sub(1).map(|below| chains[below].clone()),
-        blob: descriptor.digest.clone(),
-        form: store.form(),
-        single_id: userns::has_one_id(),
-        created: now(),
-        entries: size.entries,
-        disk_bytes: size.disk_bytes,
-        apparent_bytes: size.apparent_bytes,
-    })
+    let commit = || -> Result<()> {
+        // ORDER: the tree first. With it a prune finds the listing too, where this command does not come to its end.
+        place("tree", &format!("layers/{}", chain.hex()))?;
+        place("list", &format!("records/layers/{}.list", chain.hex()))?;
+        if store.durability() != Durability::None {
+            // Not every file system has renames on the disk before a record only because they came before it.
+            fsync(store.subdirectory("layers")?).context("write its directory out")?;
+        }
+        store.put_layer_record(&LayerRecord {
+            schema: SCHEMA,
+            chain_id: chain.clone(),
+            diff_id: diff_id.clone(),
+            parent: at.checked_sub(1).map(|below| chains[below].clone()),
+            blob: descriptor.digest.clone(),
+            form: store.form(),
+            single_id: userns::has_one_id(),
+            created: now(),
+            entries: size.entries,
+            disk_bytes: size.disk_bytes,
+            apparent_bytes: size.apparent_bytes,
+        })
+    };
+    let committed = commit();
+    if committed.is_err() {
+        // A full disk has it back. What does not succeed here is prune's.
+        store.remove_layer_record(chain).ok();
+        if let Ok(Some(tree)) = store.discard(&format!("layers/{}", chain.hex())) {
+            drop(tree.remove());
+        }
+    }
+    committed
 }
 
 /// Unpack `layer` over `parents`, nearest first, into `tree` and `list` of the staging directory: what the tree takes.

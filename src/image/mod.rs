@@ -48,8 +48,9 @@
 //! moment: a name in index.json leads to complete content; a layer with a record is complete; a tree without a record, a
 //! staging directory or a lease whose lock is free, and everything in trash are leftovers, which the next command that
 //! opens the store to change it removes. So is a bundle of `run` whose lock is free, whose container does not exist and
-//! which was not to be kept: the next command that is about bundles removes it. Removal goes the other way: record first,
-//! then rename to trash, then unlink.
+//! which was not to be kept, and a bundle whose record says that it is unfinished and whose directory nobody holds: the
+//! next command that is about bundles removes them. Removal goes the other way: record first, then rename to trash, then
+//! unlink. Where the disk is too full for a name to be taken away, what no name leads to goes first.
 
 pub(crate) mod digest;
 pub(crate) mod manifest;

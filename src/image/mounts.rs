@@ -3,24 +3,30 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
 
 /// Paths that some mount stands on.
 #[derive(Debug, Default)]
 pub(crate) struct Mounted {
     pub(crate) paths: BTreeSet<PathBuf>,
+    /// What is mounted: the number of the file system, and the path in it.
+    trees: BTreeSet<(Vec<u8>, PathBuf)>,
 }
 
 /// Read the mount tables of all processes, each mount namespace once.
 ///
-/// A process that goes away meanwhile, or that we may not look into, is passed over. A namespace in which no process
-/// lives is not seen: nobody uses what is mounted there.
+/// A process that goes away meanwhile, or that we may not look into, is passed over: an ordinary user's command sees those
+/// of no other, and root in a container not those with more rights than its own. A namespace in which no process lives is
+/// not seen either: nobody uses what is mounted there.
 ///
 /// # Errors
-/// Our own table, or /proc itself, cannot be read.
+/// Our own table, /proc itself or a process cannot be read for another reason: what is mounted there is not known.
 pub(crate) fn mounted() -> Result<Mounted> {
     let mut found = Mounted::default();
     let own = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
@@ -38,18 +44,23 @@ pub(crate) fn mounted() -> Result<Mounted> {
             continue;
         }
         // A thread can have a mount namespace of its own.
-        for thread in std::fs::read_dir(process.path().join("task"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let Ok(namespace) = std::fs::read_link(thread.path().join("ns/mnt")) else {
+        let tasks = process.path().join("task");
+        let Some(threads) = seen_of(std::fs::read_dir(&tasks), &tasks)? else {
+            continue;
+        };
+        for thread in threads {
+            let Some(thread) = seen_of(thread, &tasks)? else {
+                continue;
+            };
+            let link = thread.path().join("ns/mnt");
+            let Some(namespace) = seen_of(std::fs::read_link(&link), &link)? else {
                 continue;
             };
             if seen.contains(&namespace) {
                 continue;
             }
-            if let Ok(table) = std::fs::read(thread.path().join("mountinfo")) {
+            let table = thread.path().join("mountinfo");
+            if let Some(table) = seen_of(std::fs::read(&table), &table)? {
                 found.add(&table, &thread.path());
                 seen.insert(namespace);
             }
@@ -58,11 +69,29 @@ pub(crate) fn mounted() -> Result<Mounted> {
     Ok(found)
 }
 
+/// What was read of a process; none where it went away meanwhile, or is closed to us.
+fn seen_of<T>(read: io::Result<T>, path: &Path) -> Result<Option<T>> {
+    let error = match read {
+        Ok(read) => return Ok(Some(read)),
+        Err(error) => error,
+    };
+    match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+        // EINVAL is what the table of a process says that has ended and not been waited for.
+        Errno::ENOENT | Errno::ESRCH | Errno::EINVAL | Errno::EACCES | Errno::EPERM => Ok(None),
+        _ => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 impl Mounted {
     /// The paths in the mount table of `process`, its directory in /proc: as they are written, and with links resolved
     /// as the process sees them. A relative one was relative to whoever mounted it, which may be the process.
     fn add(&mut self, table: &[u8], process: &Path) {
         paths(table, &mut self.paths);
+        for line in table.split(|byte| *byte == b'\n') {
+            if let Some(place) = Place::of(line) {
+                self.trees.insert((place.device.to_vec(), place.root));
+            }
+        }
         let overlay = b" - overlay ";
         let mut lower = BTreeSet::new();
         for line in table.split(|byte| *byte == b'\n') {
@@ -79,6 +108,57 @@ impl Mounted {
             // A link's absolute target leads from our root; most often that is theirs too.
             self.paths.extend(std::fs::canonicalize(&path));
         }
+    }
+}
+
+impl Mounted {
+    /// Whether the directory `dir`, or something below it, is mounted somewhere: not only as a part of what holds it.
+    ///
+    /// # Errors
+    /// /proc does not say where the directory lies.
+    pub(crate) fn holds(&self, dir: BorrowedFd) -> Result<bool> {
+        let number = dir.as_raw_fd();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))
+            .context("read /proc/self/fdinfo")?;
+        let mount = info
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:"))
+            .map(str::trim)
+            .context("/proc/self/fdinfo has no mnt_id")?;
+        let path = std::fs::read_link(format!("/proc/self/fd/{number}"))?;
+        let table = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+        let own = table
+            .split(|byte| *byte == b'\n')
+            .filter(|line| line.split(|byte| *byte == b' ').next() == Some(mount.as_bytes()))
+            .find_map(Place::of)
+            .with_context(|| format!("{}: its mount is not in the table", path.display()))?;
+        let inside = path
+            .strip_prefix(&own.point)
+            .with_context(|| format!("{}: not below its mount", path.display()))?;
+        let tree = own.root.join(inside);
+        Ok(self
+            .trees
+            .iter()
+            .any(|(device, root)| device == own.device && root.starts_with(&tree)))
+    }
+}
+
+/// What a line of a mount table says of its place.
+struct Place<'line> {
+    device: &'line [u8],
+    /// In the file system.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+impl<'line> Place<'line> {
+    fn of(line: &'line [u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        Some(Self {
+            device: fields.next()?,
+            root: path(&unescape(fields.next()?)),
+            point: path(&unescape(fields.next()?)),
+        })
     }
 }
 

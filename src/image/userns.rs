@@ -41,6 +41,15 @@ pub(crate) fn entered() -> bool {
     ENTERED.load(Ordering::Relaxed)
 }
 
+/// The user who gave the command; none where /proc does not say it.
+pub(crate) fn caller() -> Option<Uid> {
+    if !entered() {
+        return Some(Uid::effective());
+    }
+    let maps = maps().ok()?;
+    idmap::to_host(&maps.uids, 0).map(Uid::from_raw)
+}
+
 /// Go on as root: at once for root, otherwise in a child inside a new user namespace.
 ///
 /// Called before any thread is started and before anything is held that a copy of the process must not share, such as

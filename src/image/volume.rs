@@ -6,12 +6,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::report::Hinted;
 
 use super::containers::{Containers, RuntimeRoots, mounts_from};
+use super::mounts::{self, Mounted};
 use super::output::visible;
-use super::store::{HeldLease, Kind, SCHEMA, Store, VolumeRecord, now};
+use super::store::{HeldLease, Kind, SCHEMA, Store, Trashed, VolumeRecord, now};
 
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 128;
@@ -63,22 +65,31 @@ fn create_locked(store: &Store, name: &str, wishes: &Wishes) -> Result<bool> {
     }
     let volumes = store.subdirectory("volumes")?;
     // 0755 as in the engines: which users of the container may write is for the image to say, which seeds it.
-    match mkdirat(&volumes, name, Mode::from_bits_truncate(0o755)) {
+    let made = match mkdirat(&volumes, name, Mode::from_bits_truncate(0o755)) {
+        Ok(()) => true,
         // A directory without a record is what a killed command left, or what somebody put there: it may hold something.
-        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(Errno::EEXIST) => false,
         Err(errno) => return Err(errno).with_context(context),
+    };
+    let record = || -> Result<()> {
+        drop(content(store, name)?);
+        // One of that name may have been idle long ago.
+        store.renew(&[format!("volume:{name}")])?;
+        store.put_volume_record(&VolumeRecord {
+            schema: SCHEMA,
+            name: name.to_owned(),
+            labels: wishes.labels.clone(),
+            pinned: wishes.pinned,
+            anonymous: false,
+            created: now(),
+        })
+    };
+    if let Err(error) = record() {
+        if made {
+            unlinkat(&volumes, name, UnlinkatFlags::RemoveDir).ok();
+        }
+        return Err(error);
     }
-    drop(content(store, name)?);
-    // One of that name may have been idle long ago.
-    store.renew(&[format!("volume:{name}")])?;
-    store.put_volume_record(&VolumeRecord {
-        schema: SCHEMA,
-        name: name.to_owned(),
-        labels: wishes.labels.clone(),
-        pinned: wishes.pinned,
-        anonymous: false,
-        created: now(),
-    })?;
     Ok(true)
 }
 
@@ -95,11 +106,12 @@ pub(crate) fn content(store: &Store, name: &str) -> Result<OwnedFd> {
 /// Who uses the volume `name`, one sentence each.
 ///
 /// # Errors
-/// A bundle's record, a lease or a container's state cannot be read: it may use it.
+/// A bundle's record, a lease, a container's state or a mount table cannot be read: it may use it.
 pub(crate) fn users(
     store: &Store,
     leases: &[HeldLease],
     containers: &Containers,
+    mounted: &Mounted,
     name: &str,
 ) -> Result<Vec<String>> {
     let mut users = Vec::new();
@@ -120,7 +132,29 @@ pub(crate) fn users(
             users.push(format!("running command `{}`", lease.purpose));
         }
     }
+    // Of a container that the runtime keeps elsewhere, or another runtime does, the mount is all that can be seen.
+    if users.is_empty()
+        && let Ok(content) = content(store, name)
+        && mounted.holds(content.as_fd())?
+    {
+        users.push("a mount".to_owned());
+    }
     Ok(users)
+}
+
+/// Take the record of the volume `name` away, then its content: into the trash. Where the content stays, so does the record.
+///
+/// # Errors
+/// One of the two cannot be moved.
+pub(crate) fn discard(store: &Store, name: &str) -> Result<Option<Trashed>> {
+    let record = store.volume_record(name)?;
+    store.remove_volume_record(name)?;
+    store.discard(&format!("volumes/{name}")).or_else(|error| {
+        if let Some(record) = record {
+            store.put_volume_record(&record)?;
+        }
+        Err(error)
+    })
 }
 
 /// Remove the volume `name` with all it holds.
@@ -136,14 +170,19 @@ pub(crate) fn remove(store: &Store, roots: &RuntimeRoots, name: &str, force: boo
             bail!("volume {name}: there is none of that name");
         }
         let containers = Containers::read(roots)?;
-        let users = users(store, &store.leases()?.live, &containers, name)?;
+        let users = users(
+            store,
+            &store.leases()?.live,
+            &containers,
+            &mounts::mounted()?,
+            name,
+        )?;
         if !users.is_empty() && !force {
             let message = format!("volume {name}: used by {}", users.join(", "));
             return Err(Hinted::new(message, "--force removes it all the same").into());
         }
         let _index = store.index_lock()?;
-        store.remove_volume_record(name)?;
-        store.discard(&format!("volumes/{name}"))?
+        discard(store, name)?
     };
     if let Some(trashed) = trashed {
         trashed.remove().with_context(|| format!("volume {name}"))?;

@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use serde_json::{Value, json};
 
-use crate::support::{Built, ImageBuilder, Store, sha256};
+use crate::support::{Built, Call, ImageBuilder, Store, assert_same_tree, sha256, tree};
 
 /// An image of one small layer, called `tag`.
 fn image(tag: &str, content: &str) -> Built {
@@ -354,4 +354,115 @@ fn skopeo_reads_the_store_as_the_layout_it_is() {
     let shown: Value = serde_json::from_slice(&shown.stdout)
         .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&shown.stderr)));
     assert_eq!(shown["Digest"], json!(one.digest));
+}
+
+#[test]
+fn another_users_store_can_be_looked_at_and_is_not_changed_by_root() {
+    requires!(root);
+    let store = Store::unprivileged();
+    let image = image("a:1", "x");
+    store.import(&image);
+    let before = tree(&store.root);
+    let root = |args: &[&str]| {
+        let mut all = vec!["--root", store.root.to_str().unwrap()];
+        all.extend(args);
+        Call::new(all)
+    };
+    let archive = store.beside("a.tar");
+    image.write_oci_archive(&archive);
+    let (archive, dir) = (archive.to_str().unwrap(), store.beside("dir"));
+    for args in [
+        &["import", archive][..],
+        &["tag", "a:1", "b:1"],
+        &["volume", "create", "v"],
+        &["unpack", "a:1", dir.to_str().unwrap()],
+        &["bundle", "a:1", dir.to_str().unwrap()],
+        &["prune", "--all", "--volumes", "--yes"],
+        &["prune", "--dry-run"],
+        &["fsck"],
+        &["export", "a:1", dir.to_str().unwrap()],
+    ] {
+        root(args).run().fails_with("it belongs to the user 65534");
+    }
+    let listed = root(&["list", "--format", "json"]).ok().json();
+    assert_eq!(listed[0]["name"], "a:1");
+    assert_same_tree(&before, &tree(&store.root));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_is_told_and_the_other_images_are_as_usable_as_before() {
+    let store = adopted(&[&image("a:1", "x")]);
+    let mut index = store.json("index.json");
+    let foreign = json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 3,
+        "digest": format!("blake3:{}", "a".repeat(64)),
+        "annotations": {"org.opencontainers.image.ref.name": "other:1"},
+    });
+    index["manifests"]
+        .as_array_mut()
+        .unwrap()
+        .insert(0, foreign.clone());
+    fs::write(store.path("index.json"), index.to_string()).unwrap();
+
+    let listed = store.ok(["list", "--format", "json"]);
+    listed.warns("blake3");
+    assert_eq!(listed.json().as_array().unwrap().len(), 2);
+    store.ok(["inspect", "a:1"]);
+    store.ok(["tag", "a:1", "c:1"]);
+    store.call(["unpack", "a:1"]).arg(store.beside("t")).ok();
+    store.call(["export", "a:1"]).arg(store.beside("e")).ok();
+    store.ok(["rm", "c:1"]);
+    assert_eq!(store.json("index.json")["manifests"][0], foreign);
+    store.run(["inspect", "other:1"]).fails_with("blake3");
+    // What it needs is not known.
+    store.run(["prune", "--yes"]).fails_with("blake3");
+    let checked = store.run(["fsck"]);
+    assert_eq!(checked.code, 1, "{checked}");
+    assert!(
+        checked.stdout.contains("checked 2 names") && checked.stdout.contains(": 1 faults"),
+        "{checked}"
+    );
+    store.ok(["untag", "other:1"]);
+    store.ok(["prune", "--yes"]);
+    store.ok(["fsck"]);
+}
+
+// A full disk: what a command could not write to the end goes again.
+#[test]
+fn a_failed_write_leaves_neither_lease_nor_volume_nor_layer() {
+    requires!(command "strace");
+    let store = adopted(&[&image("a:1", "x")]);
+    store
+        .call(["unpack", "a:1"])
+        .arg(store.beside("t"))
+        .injecting("write:error=ENOSPC:when=1")
+        .run()
+        .fails_with("make lease");
+    store.assert_nothing_left();
+    store
+        .call(["volume", "create", "v"])
+        .injecting("fsync:error=ENOSPC:when=1")
+        .run()
+        .fails_with("no space left on device");
+    assert_eq!(store.names("volumes"), [""; 0]);
+    let mut failures = 0;
+    loop {
+        let fault = format!("fsync:error=ENOSPC:when={}", failures + 1);
+        let outcome = store
+            .call(["unpack", "--layers", "a:1"])
+            .injecting(&fault)
+            .run();
+        if outcome.code == 0 {
+            break;
+        }
+        failures += 1;
+        outcome.fails_with("no space left on device");
+        assert_eq!(store.names("layers"), [""; 0], "{fault}");
+        assert_eq!(store.names("records/layers"), [""; 0], "{fault}");
+        store.assert_nothing_left();
+    }
+    // The directory of the layers, the record, and the record's directory.
+    assert_eq!(failures, 3);
+    store.ok(["fsck"]);
 }

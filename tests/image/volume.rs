@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use crate::support::{ImageBuilder, Store, own_state_root, runtime_for};
@@ -212,4 +213,27 @@ fn a_volumes_directory_that_is_a_link_is_refused() {
         .fails_with("volumes/v");
     store.ok(["volume", "rm", "v"]);
     assert!(outside.join("precious").exists());
+}
+
+// A container that another runtime made, or this one with another state directory, shows only as a mount.
+#[test]
+fn a_volume_that_is_mounted_somewhere_stays() {
+    requires!(root);
+    own_state_root();
+    let store = Store::new();
+    store.ok(["volume", "create", "v"]);
+    fs::write(store.path("volumes/v/data"), "x").expect("file");
+    let point = store.beside("point");
+    fs::create_dir(&point).expect("directory");
+    let none = None::<&str>;
+    let source = Some(store.path("volumes/v"));
+    mount(source.as_ref(), &point, none, MsFlags::MS_BIND, none).expect("bind");
+    store
+        .run(["volume", "rm", "v"])
+        .fails_with("volume v: used by a mount");
+    assert_eq!(fs::read_to_string(point.join("data")).expect("data"), "x");
+    let listed = store.ok(["volume", "list", "--format", "json"]).json();
+    assert_eq!(listed[0]["usedBy"], json!(["a mount"]));
+    nix::mount::umount(&point).expect("unmount");
+    store.ok(["volume", "rm", "v"]);
 }

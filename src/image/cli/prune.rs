@@ -90,7 +90,8 @@ impl Prune {
             nothing.dry_run = self.dry_run;
             return self.show(&nothing).map(|()| ExitCode::SUCCESS);
         };
-        let roots = RuntimeRoots::new(self.runtime_roots.clone());
+        store.require_own()?;
+        let roots = RuntimeRoots::for_sweep(self.runtime_roots.clone())?;
         let options = Options {
             all: self.all,
             volumes: self.volumes,

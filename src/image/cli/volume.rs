@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::image::containers::{Containers, RuntimeRoots};
+use crate::image::mounts;
 use crate::image::output::{self, Table};
 use crate::image::store::{Store, VolumeRecord};
 use crate::image::userns;
@@ -124,11 +125,12 @@ impl List {
         if let Some(store) = Store::existing(&global.root)? {
             let containers = Containers::read(&RuntimeRoots::new(Vec::new()))?;
             let leases = store.leases()?.live;
+            let mounted = mounts::mounted()?;
             let mut records = store.volume_records()?;
             records.retain(|record| self.filters.iter().all(|filter| matches(record, filter)));
             records.sort_by(|a, b| a.name.cmp(&b.name));
             for record in records {
-                let used_by = volume::users(&store, &leases, &containers, &record.name)?;
+                let used_by = volume::users(&store, &leases, &containers, &mounted, &record.name)?;
                 rows.push(Row {
                     path: store.volume_path(&record.name),
                     created: rfc3339(UNIX_EPOCH + Duration::from_secs(record.created)),

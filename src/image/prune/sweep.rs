@@ -8,7 +8,8 @@ use anyhow::{Result, anyhow};
 
 use crate::image::containers::RuntimeRoots;
 use crate::image::digest::Digest;
-use crate::image::store::{Store, Trashed, Used, now};
+use crate::image::store::{Store, Trashed, Used, is_full, now};
+use crate::image::volume;
 
 use super::mark::{Marked, survey};
 use super::report::Report;
@@ -29,24 +30,22 @@ pub(crate) fn sweep(
     let mut doomed = Vec::new();
     {
         let _alone = store.exclusive()?;
-        // ORDER: the names go before anything they lead to, and no name can come while they are changed.
-        let going = store.change_names(|names| {
-            let marked = survey(store, roots);
-            marked.sound(options.force_corrupt)?;
-            let used = super::used(store, roots)?;
-            let going = still_unreferenced(store, plan, &marked, &used, options, &mut report)?;
-            for item in going.iter().filter(|item| item.sort == Sort::Image) {
-                if let Some(digest) = &item.digest {
-                    names.remove_entry(&item.id, digest);
-                    // An entry without a name goes by its digest.
-                    if item.id == digest.to_string() {
-                        names.remove_entry("", digest);
+        let going = match take_names(store, plan, roots, options, &mut report) {
+            Err(error) if is_full(&error) => {
+                report = Report::of(plan);
+                let rest = make_room(store, plan, roots, options, &mut report)?;
+                match take_names(store, &rest, roots, options, &mut report) {
+                    Err(error) if is_full(&error) && !report.deleted.is_empty() => {
+                        for item in &rest.items {
+                            report.failed(item, &error);
+                        }
+                        Vec::new()
                     }
+                    going => going?,
                 }
             }
-            store.put_used(&remember(&marked, used, &going, now()))?;
-            Ok(going)
-        })?;
+            going => going?,
+        };
         for item in going {
             match discard(store, &item) {
                 Ok(Outcome::Done(freed)) => report.deleted(item, freed),
@@ -64,6 +63,77 @@ pub(crate) fn sweep(
     }
     report.took(plan.took + begun.elapsed());
     Ok(report)
+}
+
+/// Take the names of the plan away, and remember what is referenced: what of the plan goes.
+fn take_names(
+    store: &Store,
+    plan: &Plan,
+    roots: &RuntimeRoots,
+    options: &Options,
+    report: &mut Report,
+) -> Result<Vec<Item>> {
+    // ORDER: the names go before anything they lead to, and no name can come while they are changed.
+    store.change_names(|names| {
+        let marked = survey(store, roots);
+        marked.sound(options.force_corrupt)?;
+        let used = super::used(store, roots)?;
+        let going = still_unreferenced(store, plan, &marked, &used, options, report)?;
+        for item in going.iter().filter(|item| item.sort == Sort::Image) {
+            if let Some(digest) = &item.digest {
+                names.remove_entry(&item.id, digest);
+                // An entry without a name goes by its digest.
+                if item.id == digest.to_string() {
+                    names.remove_entry("", digest);
+                }
+            }
+        }
+        store.put_used(&remember(&marked, used, &going, now()))?;
+        Ok(going)
+    })
+}
+
+/// On a disk so full that not even the names can be written: remove what no name has to go for, one thing after the other
+/// and at once. Layers of images that go are among it, since they can be unpacked again. What of the plan is left.
+fn make_room(
+    store: &Store,
+    plan: &Plan,
+    roots: &RuntimeRoots,
+    options: &Options,
+    report: &mut Report,
+) -> Result<Plan> {
+    let marked = survey(store, roots);
+    marked.sound(options.force_corrupt)?;
+    let used = super::used(store, roots)?;
+    let mut judged = Report::of(plan);
+    let going = still_unreferenced(store, plan, &marked, &used, options, &mut judged)?;
+    let kept = marked.kept(|_| true, |_| true);
+    let users = marked.volume_users(|_| true);
+    let free = |item: &Item| {
+        let digest = item.id.parse::<Digest>();
+        match item.sort {
+            Sort::Leftover => true,
+            Sort::Blob => digest.is_ok_and(|digest| !kept.blobs.contains(&digest)),
+            Sort::Layer => digest.is_ok_and(|chain| !kept.held_layers.contains(&chain)),
+            Sort::Volume => !users.contains_key(&item.id),
+            Sort::Image | Sort::Bundle => false,
+        }
+    };
+    let mut rest = plan.clone();
+    for item in going.into_iter().filter(free) {
+        let freed = match discard(store, &item) {
+            Ok(Outcome::Done(freed)) => Ok(freed),
+            Ok(Outcome::Doomed(trashed)) => trashed.remove(),
+            Ok(Outcome::InUse) => continue,
+            Err(error) => Err(error),
+        };
+        rest.items.retain(|other| *other != item);
+        match freed {
+            Ok(freed) => report.deleted(item, freed),
+            Err(error) => report.failed(&item, &error),
+        }
+    }
+    Ok(rest)
 }
 
 /// Of the plan, what a plan made now has too. The rest is spared.
@@ -183,10 +253,7 @@ fn discard(store: &Store, item: &Item) -> Result<Outcome> {
                 digest.hex()
             ))?
         }
-        Sort::Volume => {
-            store.remove_volume_record(id)?;
-            store.discard(&format!("volumes/{id}"))?
-        }
+        Sort::Volume => volume::discard(store, id)?,
         Sort::Leftover => return leftover(store, id),
     };
     Ok(trashed.map_or(Outcome::Done(0), Outcome::Doomed))

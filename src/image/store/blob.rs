@@ -173,6 +173,17 @@ impl Store {
     }
 }
 
+/// Whether `error` says that the disk, or the user's part of it, is full.
+pub(crate) fn is_full(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let errno = cause.downcast_ref::<Errno>().copied().or_else(|| {
+            let error = cause.downcast_ref::<io::Error>()?;
+            error.raw_os_error().map(Errno::from_raw)
+        });
+        matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT))
+    })
+}
+
 /// The error of a write to the store, with what helps where the disk is full.
 pub(crate) fn unwritten(error: io::Error) -> anyhow::Error {
     match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {

@@ -101,6 +101,7 @@ impl Drop for Stage<'_> {
 impl Store {
     /// A new lease for this command. Nothing is protected until it is held for something.
     pub(crate) fn lease(&self, purpose: &str) -> Result<Lease> {
+        self.require_own()?;
         loop {
             let path = self.path.join("leases").join(random_name()?);
             let dir = self.subdirectory("leases")?;
@@ -113,9 +114,12 @@ impl Store {
             let file = flock(file.into(), FlockArg::LockExclusive).with_context(context)?;
             // Between its making and its lock another command may have taken it for a leftover.
             if fstat(&*file).with_context(context)?.st_nlink > 0 {
+                let lease = Lease { path, file };
                 let line = format!("purpose {purpose}\n");
-                (&*file).write_all(line.as_bytes()).with_context(context)?;
-                return Ok(Lease { path, file });
+                (&*lease.file)
+                    .write_all(line.as_bytes())
+                    .with_context(|| format!("make lease {}", lease.path.display()))?;
+                return Ok(lease);
             }
         }
     }
@@ -297,7 +301,9 @@ fn parse_lease(text: &str) -> Result<HeldLease> {
         purpose: String::new(),
         items: Vec::new(),
     };
-    for line in text.lines() {
+    // A line without its end is just being written, or was not to the end for want of room: its holder does not count on it.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    for line in whole.lines() {
         match line.split_once(' ') {
             Some(("purpose", purpose)) => lease.purpose = purpose.to_owned(),
             Some(("blob", id)) => lease.items.push((Kind::Blob, id.to_owned())),
@@ -307,4 +313,30 @@ fn parse_lease(text: &str) -> Result<HeldLease> {
         }
     }
     Ok(lease)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_a_lease_count_when_they_are_whole() {
+        let lease =
+            parse_lease("purpose bundle /srv/a b\nblob sha256:ab\nlayer sha256:cd\nvolume db\n");
+        let lease = lease.unwrap();
+        assert_eq!(lease.purpose, "bundle /srv/a b");
+        let kinds: Vec<_> = lease.items.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [Kind::Blob, Kind::Layer, Kind::Volume]);
+        for (text, items) in [
+            ("", 0),
+            ("purp", 0),
+            ("purpose x\nbl", 0),
+            ("blob a\nvolume", 1),
+        ] {
+            assert_eq!(parse_lease(text).unwrap().items.len(), items, "{text:?}");
+        }
+        for text in ["junk\n", "blob\n", "blob a\n\nblob b\n"] {
+            parse_lease(text).unwrap_err();
+        }
+    }
 }

@@ -12,7 +12,7 @@ mod measure;
 mod record;
 mod remove;
 
-pub(crate) use blob::{Put, unwritten};
+pub(crate) use blob::{Put, is_full, unwritten};
 pub(crate) use lease::{HeldLease, Kind, Lease, Leases, Stage};
 pub(crate) use lookup::Image;
 pub(crate) use measure::{Measure, measure};
@@ -128,6 +128,7 @@ impl Store {
     fn open_or_make(path: &Path, durability: Durability) -> Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let root = nix::fcntl::open(path, DIRECTORY, Mode::empty())?;
+        refuse_anothers(root.as_fd())?;
         if let Some(about) = read_about(root.as_fd())? {
             let store = Self {
                 path: path.to_owned(),
@@ -189,6 +190,11 @@ impl Store {
             form: self.form,
         };
         self.replace("records/store.json", &serde_json::to_vec(&about)?)
+    }
+
+    /// Fail where the store is another user's, as it is for [`Self::open`].
+    pub(crate) fn require_own(&self) -> Result<()> {
+        refuse_anothers(self.dir()).with_context(|| format!("store {}", self.path.display()))
     }
 
     /// The root as it was named.
@@ -373,6 +379,21 @@ fn read_about(root: BorrowedFd) -> Result<Option<About>> {
     Ok(Some(
         serde_json::from_slice(&bytes).context("records/store.json")?,
     ))
+}
+
+/// Root could change another user's store, and must not: it does not know that user's containers, and what it writes is
+/// closed to the owner.
+fn refuse_anothers(root: BorrowedFd) -> Result<()> {
+    let owner = fstat(root)?.st_uid;
+    if owner == Uid::effective().as_raw() {
+        return Ok(());
+    }
+    let text = format!("it belongs to the user {owner}");
+    Err(Hinted::new(
+        text,
+        "call the command as that user, or name another --root",
+    )
+    .into())
 }
 
 /// A directory with content becomes a store only when the content is an OCI layout, or what a killed first command of

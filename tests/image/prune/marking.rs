@@ -262,7 +262,9 @@ fn b_4_a_directory_that_may_not_be_read_stops_the_sweep() {
         // Another user's, so that not even the root of the caller's user namespace may look in.
         fs::set_permissions(store.path(dir), fs::Permissions::from_mode(0o700)).unwrap();
         chown(store.path(dir), Some(0), Some(0)).unwrap();
-        let said = refused(&store, &["--all"]);
+        let said = call(&store, &["--all", "--yes"])
+            .env("XDG_RUNTIME_DIR", store.beside("run"))
+            .run();
         chown(store.path(dir), Some(NOBODY), Some(NOBODY)).unwrap();
         said.fails_with(dir);
         assert_whole(&store, &gone);
@@ -667,4 +669,73 @@ fn a_bundle_that_is_gone_is_forgotten_after_the_grace_and_only_where_its_place_i
         .run()
         .fails_with("container web names it");
     assert_whole(&store, &app);
+}
+
+// B-2: it is not known then what is mounted there.
+#[test]
+fn b_4_a_mount_table_that_cannot_be_read_stops_the_sweep() {
+    requires!(root, command "strace");
+    let gone = image("gone:1", "x");
+    let store = store_of(&[&gone]);
+    store.ok(["untag", "gone:1"]);
+    for error in ["EIO", "EMFILE", "ENOMEM"] {
+        call(&store, &["--yes"])
+            .injecting(&format!("readlink:error={error}"))
+            .run()
+            .fails_with("ns/mnt");
+        assert_whole(&store, &gone);
+    }
+    prune(&store, &[]);
+    assert_gone(&store, &gone);
+}
+
+// B-9: the user's own state directory was not known, and its containers passed for none.
+#[test]
+fn b_9_an_ordinary_user_without_a_runtime_directory_prunes_only_with_one_that_is_named() {
+    requires!(root);
+    let store = Store::unprivileged();
+    store.ok(["volume", "create", "v"]);
+    let state = put_container(
+        &store,
+        "stopped",
+        &store.beside("b"),
+        &json!({"mounts": [{"destination": "/v", "source": store.path("volumes/v")}]}),
+    );
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    for path in [state.clone(), state.join("stopped")] {
+        open(&path, 0o755).unwrap();
+    }
+    let unset = |args: &[&str]| call(&store, args).env("XDG_RUNTIME_DIR", "");
+    for args in [&["--volumes", "--yes"][..], &["--dry-run"]] {
+        unset(args).run().fails_with("XDG_RUNTIME_DIR is not set");
+    }
+    assert_eq!(store.names("volumes"), ["v"]);
+    unset(&["--volumes", "--yes", "--runtime-root"])
+        .arg(&state)
+        .ok();
+    assert_eq!(store.names("volumes"), ["v"]);
+    fs::remove_dir_all(state.join("stopped")).unwrap();
+    unset(&["--volumes", "--yes", "--runtime-root"])
+        .arg(&state)
+        .ok();
+    assert_eq!(store.names("volumes"), [""; 0]);
+}
+
+#[test]
+fn b_4_a_record_under_the_name_of_another_stops_the_sweep() {
+    let app = image("app:1", "app");
+    let store = store_of(&[&app]);
+    put_volume(&store, "pinned", true, json!({}));
+    let bundle = store.beside("bundle");
+    fs::create_dir(&bundle).unwrap();
+    put_bundle(&store, "b1", &bundle, &app, false);
+    for (folder, name, copy) in [("volumes", "pinned", "copy"), ("bundles", "b1", "b2")] {
+        let path = |name: &str| store.path(format!("records/{folder}/{name}.json"));
+        let mut record: Value = serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap();
+        record["pinned"] = json!(false);
+        fs::write(path(copy), record.to_string()).unwrap();
+        refused(&store, &["--volumes"]).fails_with(&format!("is the record of {name}"));
+        fs::remove_file(path(copy)).unwrap();
+    }
+    assert_eq!(prune(&store, &["--volumes"])["deleted"], json!([]));
 }

@@ -1,5 +1,7 @@
 //! What went, how it went, and what is left when it could not.
 
+use nix::mount::MsFlags;
+
 use super::*;
 
 #[test]
@@ -359,4 +361,96 @@ fn what_comes_into_use_between_plan_and_sweep_is_spared() {
     );
     assert_whole(&store, &one);
     assert_eq!(tags(&store), ["one:1"]);
+}
+
+/// Fill the file system of the store to its last byte.
+fn fill_up(store: &Store) {
+    let mut file = File::create(store.path("ballast")).unwrap();
+    let mut size = 1 << 16;
+    while size > 0 {
+        if file.write_all(&vec![1; size]).is_err() {
+            size /= 2;
+        }
+    }
+}
+
+// What is to make room must not need any (moby#30623 and its like: a full disk is when people prune).
+#[test]
+fn on_a_disk_without_a_free_byte_prune_makes_room() {
+    requires!(root);
+    let (kept, gone, unused) = (
+        image("kept:1", "k"),
+        image("gone:1", "g"),
+        image("unused:1", "u"),
+    );
+    for (args, left) in [(&["--volumes"][..], 2), (&["--all"][..], 0)] {
+        let store = Store::new();
+        fs::create_dir(&store.root).unwrap();
+        let (none, options) = (None::<&str>, Some("size=1m,mode=0700"));
+        nix::mount::mount(none, &store.root, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        fill(&store, &[&kept, &gone, &unused]);
+        let orphan = args == ["--volumes"];
+        if orphan {
+            // No layer is unpacked and no name has to go: orphan blobs and a volume are all there is.
+            store.ok(["untag", "gone:1"]);
+            put_volume(&store, "v", false, json!({}));
+        } else {
+            // Every blob has a name: room is made by a layer of an image that goes.
+            unpack_layers(&store, &unused);
+        }
+        fill_up(&store);
+        store
+            .run(["tag", "kept:1", "more:1"])
+            .fails_with("no space left on device");
+        let report = prune(&store, args);
+        assert_eq!(report["failed"], json!([]));
+        let deleted = report["deleted"].as_array().unwrap();
+        assert_eq!(
+            deleted.len(),
+            report["plan"].as_array().unwrap().len(),
+            "{report:#}"
+        );
+        assert_eq!(report["spared"], json!([]));
+        assert_eq!(tags(&store).len(), left, "{:?}", tags(&store));
+        assert_gone(&store, &gone);
+        if orphan {
+            assert_whole(&store, &kept);
+            assert_eq!(store.names("volumes"), [""; 0]);
+        } else {
+            assert_eq!(store.names("layers"), [""; 0]);
+        }
+        assert!(used(&store).len() >= left);
+        for dir in ["staging", "trash", "leases"] {
+            assert_eq!(store.names(dir), [""; 0], "{dir}");
+        }
+    }
+}
+
+#[test]
+fn b_11_a_volume_that_cannot_be_moved_away_keeps_its_record() {
+    requires!(root);
+    let store = store_of(&[&image("a:1", "a")]);
+    let dir = put_volume(&store, "v", false, json!({"of": "somebody"}));
+    // A mount on it: it can be neither renamed nor, in another file system, seen in the mount table.
+    let none = None::<&str>;
+    nix::mount::mount(none, &dir, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    let before = store.json("records/volumes/v.json");
+    let outcome = refused(&store, &["--volumes"]);
+    assert_eq!(outcome.code, 1, "{outcome}");
+    outcome.warns("volume v: remove");
+    assert_eq!(store.json("records/volumes/v.json"), before);
+    store
+        .run(["volume", "rm", "v"])
+        .fails_with("used by a mount");
+    store
+        .run(["volume", "rm", "--force", "v"])
+        .fails_with("volumes/v");
+    assert_eq!(store.json("records/volumes/v.json"), before);
+    nix::mount::umount(&dir).unwrap();
+    assert_eq!(
+        fs::read_to_string(dir.join("data")).unwrap(),
+        "worth keeping"
+    );
+    store.ok(["volume", "rm", "v"]);
+    assert_eq!(store.names("records/volumes"), [""; 0]);
 }
