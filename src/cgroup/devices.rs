@@ -39,6 +39,7 @@ const DEFAULTS: [Rule; 11] = [
 pub(crate) struct Devices {
     /// `None`: every access is allowed, so there is nothing to attach.
     program: Option<Vec<Instruction>>,
+    policy: Policy,
 }
 
 impl Devices {
@@ -54,7 +55,35 @@ impl Devices {
         let everything = policy.rules.is_empty() && policy.otherwise == Verdict::Allow;
         Ok(Self {
             program: (!everything).then(|| policy.program()),
+            policy,
         })
+    }
+
+    /// What is allowed, as pairs of device and access in systemd's words (systemd.resource-control(5), DeviceAllow). None
+    /// where the rules are not a mere list of what is allowed, or where it has no word for a device.
+    pub(super) fn allowed(&self) -> Option<Vec<(String, String)>> {
+        if self.policy.otherwise == Verdict::Allow {
+            return None;
+        }
+        let pair = |rule: &Rule| {
+            let kind = match rule.kind {
+                Kind::Block => "block",
+                Kind::Char => "char",
+            };
+            let device = match (rule.major, rule.minor) {
+                (None, None) => format!("{kind}-*"),
+                (Some(major), None) => format!("{kind}-{major}"),
+                (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+                (None, Some(_)) => return None,
+            };
+            let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+            let access = letters
+                .iter()
+                .filter(|(bit, _)| rule.access & bit != 0)
+                .map(|(_, letter)| letter);
+            (rule.verdict == Verdict::Allow).then(|| (device, access.collect()))
+        };
+        self.policy.rules.iter().map(pair).collect()
     }
 
     /// The program to attach, if there is anything to forbid.

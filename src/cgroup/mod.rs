@@ -1,4 +1,7 @@
-//! The container's cgroup: one directory in the v2 hierarchy, written to file by file (the cgroupfs driver).
+//! The container's cgroup: one directory in the v2 hierarchy, written to file by file.
+//!
+//! Two drivers make it: the cgroupfs driver is this file, the systemd driver lets systemd make a scope and then works on
+//! its directory as the other would. From then on there is no difference: a record names the path in both cases.
 //!
 //! Nothing here is opened by a path from the root of the file system. The hierarchy's root is held as a descriptor, and
 //! every directory and file below it is opened relative to one, without leaving the mount and without following a link:
@@ -7,14 +10,19 @@
 //! ORDER: limits are in place before a process is cloned into the cgroup, device rules before anything of the
 //! container's runs in it.
 
+mod bus;
 mod devices;
 mod files;
+mod gvariant;
 mod resctrl;
+mod stats;
+mod systemd;
+mod update;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -36,6 +44,9 @@ pub(crate) use devices::Devices;
 use files::Need;
 pub(crate) use files::{Limit, limits};
 pub(crate) use resctrl::{Membership, Resctrl, Traces};
+pub(crate) use stats::{Happened, Stats, Watch};
+pub(crate) use systemd::{Scope, Unit, keeps_failed};
+pub(crate) use update::update_nothing;
 
 /// How long the kernel may take to freeze a cgroup, or its processes to leave it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -140,6 +151,71 @@ fn names(path: &Path) -> Result<Vec<&Path>> {
         .collect()
 }
 
+/// Who makes a container's cgroup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Driver {
+    #[default]
+    Cgroupfs,
+    Systemd,
+    /// Nobody: it stays in the caller's.
+    Disabled,
+}
+
+/// Where a container's cgroup is to be.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// It has none of its own.
+    Nowhere,
+    Path(PathBuf),
+    Scope(Box<Scope>),
+}
+
+impl Place {
+    /// Find the place that `cgroups_path` names to the driver. Nothing is made; systemd is asked where its own cgroup is.
+    pub(crate) fn find<'a>(
+        driver: Driver,
+        hierarchy: &Hierarchy,
+        cgroups_path: Option<&Path>,
+        id: &str,
+        annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
+        rootless: bool,
+    ) -> Result<Self> {
+        Ok(match driver {
+            Driver::Disabled => Self::Nowhere,
+            Driver::Cgroupfs => Self::Path(path_for(cgroups_path, id, own)?),
+            Driver::Systemd => {
+                let scope = Scope::find(hierarchy, cgroups_path, id, annotations, rootless)?;
+                Self::Scope(Box::new(scope))
+            }
+        })
+    }
+
+    /// The path below the hierarchy.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Nowhere => None,
+            Self::Path(path) => Some(path),
+            Self::Scope(scope) => Some(scope.path()),
+        }
+    }
+
+    /// The unit that will have the cgroup.
+    pub(crate) fn unit(&self) -> Option<&Unit> {
+        match self {
+            Self::Scope(scope) => Some(scope.unit()),
+            _ => None,
+        }
+    }
+
+    /// The number of a descriptor that a child must not keep.
+    pub(crate) fn connection(&self) -> Option<RawFd> {
+        match self {
+            Self::Scope(scope) => scope.connection(),
+            _ => None,
+        }
+    }
+}
+
 /// The caller has no right to make the cgroup.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -184,6 +260,8 @@ pub(crate) struct Cgroup {
     fresh: bool,
     /// The ancestors that `create` made, outermost first.
     made: Vec<Made>,
+    /// The unit that has it, where systemd made it for this process.
+    unit: Option<Unit>,
 }
 
 /// A directory that was made, as a name in an open parent.
@@ -279,6 +357,7 @@ impl Cgroup {
                 dir,
                 fresh,
                 made: Vec::new(),
+                unit: None,
             },
             !complete,
         ))
@@ -300,6 +379,35 @@ impl Cgroup {
             make_usable(&self.dir, &self.path, limits)?;
         }
         self.set(limits)
+    }
+
+    /// Open the cgroup that systemd has just made for `unit`, and set the limits.
+    fn adopt(hierarchy: &Hierarchy, path: &Path, unit: Unit, limits: &[Limit]) -> Result<Self> {
+        let found = Self::open(hierarchy, path)?;
+        let found = found
+            .with_context(|| format!("systemd made no cgroup {} for the unit", path.display()))?;
+        let wanted: Vec<String> = {
+            let mut controllers: Vec<_> = limits
+                .iter()
+                .map(|limit| limit.controller().to_owned())
+                .filter(|controller| controller != "cgroup")
+                .collect();
+            controllers.dedup();
+            controllers
+        };
+        // systemd knows not all controllers (hugetlb, rdma), and does not mind who enables the others.
+        if !lacking(&found.parent, &wanted).is_empty() {
+            let names = names(path)?;
+            let above = &names[..names.len().saturating_sub(1)];
+            walk(hierarchy, path, above, wanted, limits, &mut Vec::new())?;
+        }
+        let cgroup = Self {
+            fresh: true,
+            unit: Some(unit),
+            ..found
+        };
+        cgroup.set(limits)?;
+        Ok(cgroup)
     }
 
     /// Open the cgroup at `path`; `None` where there is none.
@@ -326,6 +434,7 @@ impl Cgroup {
                     dir,
                     fresh: false,
                     made: Vec::new(),
+                    unit: None,
                 }))
             }
             Err(Errno::ENOENT) => Ok(None),
@@ -421,6 +530,7 @@ impl Cgroup {
     ///
     /// Only the privileged may do so (CAP_SYS_ADMIN and CAP_BPF in the initial user namespace): a rootless caller leaves it.
     pub(crate) fn devices(&self, devices: &Devices) -> Result<()> {
+        // systemd's program for a unit of its own is not ours to replace: it would put it there again.
         let old = if self.fresh {
             Vec::new()
         } else {
@@ -611,6 +721,9 @@ impl Cgroup {
     /// Take back what `create` did: remove the cgroup and the ancestors if they were made for it. For a container that
     /// could not be made; its processes must be on their way out.
     pub(crate) fn undo(&self) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            unit.stop()?;
+        }
         if self.fresh {
             self.remove()?;
         }
@@ -657,7 +770,7 @@ impl Cgroup {
 }
 
 /// The content of `cgroup.events`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Events {
     /// Whether there is a live process here or below.
     populated: bool,

@@ -53,7 +53,7 @@ impl Common {
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,
             rootless: global.rootless,
-            systemd_cgroup: global.systemd_cgroup,
+            driver: global.driver,
         })
     }
 }

@@ -8,6 +8,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod features;
 mod generate;
 mod kill;
@@ -18,6 +19,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Permissions};
@@ -30,7 +32,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command};
 use nix::unistd::Uid;
 
-use crate::container::{self, Rootless};
+use crate::container::{self, Driver, Rootless};
 use crate::report::{self, Format};
 use crate::sys;
 
@@ -48,7 +50,7 @@ pub(crate) struct Global {
     pub(crate) root: PathBuf,
     pub(crate) root_is_default: bool,
     pub(crate) rootless: Rootless,
-    pub(crate) systemd_cgroup: bool,
+    pub(crate) driver: Driver,
 }
 
 /// The options before the verb.
@@ -73,6 +75,10 @@ struct Flags {
     /// Let systemd make the cgroups; cgroupsPath is then "slice:prefix:name"
     #[arg(long)]
     systemd_cgroup: bool,
+
+    /// Who makes the cgroups: cgroupfs, systemd or disabled
+    #[arg(long, value_name = "MANAGER")]
+    cgroup_manager: Option<String>,
 
     /// Ignore cgroup permission errors: true, false or auto
     #[arg(long, value_name = "WHEN", default_value = "auto")]
@@ -129,9 +135,10 @@ const fn entry<V: Verb>() -> Entry {
     }
 }
 
-const VERBS: [Entry; 13] = [
+const VERBS: [Entry; 15] = [
     entry::<create::Create>(),
     entry::<delete::Delete>(),
+    entry::<events::Events>(),
     entry::<features::Features>(),
     entry::<generate::Generate>(),
     entry::<kill::Kill>(),
@@ -143,6 +150,7 @@ const VERBS: [Entry; 13] = [
     entry::<spec::Spec>(),
     entry::<start::Start>(),
     entry::<state::State>(),
+    entry::<update::Update>(),
 ];
 
 /// Parses the command line, carries out one verb and reports its failure; the code is the process's.
@@ -245,8 +253,24 @@ impl Global {
             root,
             root_is_default,
             rootless,
-            systemd_cgroup: flags.systemd_cgroup,
+            driver: driver(flags.systemd_cgroup, flags.cgroup_manager.as_deref())?,
         })
+    }
+}
+
+/// COMPAT: runc has the switch, crun both; Podman sends either, and "disabled" for containers without a cgroup.
+fn driver(systemd: bool, manager: Option<&str>) -> Result<Driver> {
+    match manager {
+        Some("cgroupfs") if systemd => {
+            bail!("--systemd-cgroup and --cgroup-manager=cgroupfs contradict each other")
+        }
+        Some("disabled") => Ok(Driver::Disabled),
+        Some("systemd") => Ok(Driver::Systemd),
+        None if systemd => Ok(Driver::Systemd),
+        Some("cgroupfs") | None => Ok(Driver::Cgroupfs),
+        Some(other) => bail!(
+            "invalid value for --cgroup-manager: {other:?}, expected cgroupfs, systemd or disabled"
+        ),
     }
 }
 
@@ -608,6 +632,26 @@ mod tests {
     fn paths_are_made_absolute_by_text() {
         for (path, whole) in [("/a/./b/../c", "/a/c"), ("/..", "/"), ("//", "/")] {
             assert_eq!(absolute(Path::new(path)).unwrap(), Path::new(whole));
+        }
+    }
+
+    #[test]
+    fn cgroup_managers_are_words_and_a_switch() {
+        for (systemd, manager, expected) in [
+            (false, None, Some(Driver::Cgroupfs)),
+            (true, None, Some(Driver::Systemd)),
+            (true, Some("systemd"), Some(Driver::Systemd)),
+            (true, Some("disabled"), Some(Driver::Disabled)),
+            (false, Some("cgroupfs"), Some(Driver::Cgroupfs)),
+            (true, Some("cgroupfs"), None),
+            (false, Some("Systemd"), None),
+            (false, Some(""), None),
+        ] {
+            assert_eq!(
+                driver(systemd, manager).ok(),
+                expected,
+                "{systemd} {manager:?}"
+            );
         }
     }
 

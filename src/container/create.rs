@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -21,7 +21,7 @@ use super::state::{
 use super::{
     CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, gathered, run_hooks,
 };
-use crate::cgroup::{self, Hierarchy};
+use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
 use crate::hooks;
 use crate::idmap;
@@ -129,7 +129,7 @@ struct Draft<'a> {
     bundle: Bundle,
     plan: Plan,
     hierarchy: Hierarchy,
-    cgroup: PathBuf,
+    place: Place,
     annotations: BTreeMap<String, String>,
     rootless: bool,
     console: Option<UnixStream>,
@@ -147,9 +147,6 @@ struct Made {
 impl<'a> Draft<'a> {
     /// Read the bundle and work out the plan, refusing what cannot be. Nothing is created.
     fn new(options: &'a CreateOptions, detached: bool) -> Result<Self> {
-        if options.systemd_cgroup {
-            bail!("--systemd-cgroup: the systemd cgroup driver is not supported by this build");
-        }
         // CVE-2019-5736: before anything of the container's is near.
         seal::ensure().context("protect the own executable file")?;
         let host = Host::probe()?;
@@ -183,10 +180,13 @@ impl<'a> Draft<'a> {
             report::warn(format_args!("{warning}"));
         }
         let hierarchy = Hierarchy::probe()?;
-        let cgroup = cgroup::path_for(
+        let place = Place::find(
+            options.driver,
+            &hierarchy,
             plan.control.path.as_deref(),
             options.id.as_str(),
-            cgroup::own,
+            bundle.spec.annotations().iter().flatten(),
+            rootless,
         )?;
         let connect = |path: &Option<PathBuf>, what: &str| {
             path.as_deref()
@@ -210,7 +210,7 @@ impl<'a> Draft<'a> {
             bundle,
             plan,
             hierarchy,
-            cgroup,
+            place,
             rootless,
         })
     }
@@ -232,7 +232,7 @@ impl<'a> Draft<'a> {
         let request = Request {
             plan: &self.plan,
             hierarchy: &self.hierarchy,
-            cgroup: &self.cgroup,
+            place: &self.place,
             state: &state,
             rootless: self.rootless,
             lock: dir.as_fd(),
@@ -281,6 +281,11 @@ impl<'a> Draft<'a> {
         if !launched.has_cgroup() {
             record.cgroup = None;
             record.cgroup_paths.clear();
+            if !record.own_pid_namespace {
+                report::warn(format_args!(
+                    "a container with neither a cgroup nor a pid namespace of its own cannot be killed as a whole. Such configuration is strongly discouraged"
+                ));
+            }
         }
         dir.save(record)?;
         if let Some(path) = &self.options.pid_file {
@@ -294,21 +299,22 @@ impl<'a> Draft<'a> {
     fn intent(&self) -> Record {
         let spec = &self.bundle.spec;
         let hooks = &self.plan.hooks;
-        let below = self.cgroup.strip_prefix("/").unwrap_or(&self.cgroup);
+        let mount_point = |path: &Path| {
+            let below = path.strip_prefix("/").unwrap_or(path);
+            (String::new(), self.hierarchy.mount_point().join(below))
+        };
         Record {
             id: self.options.id.to_string(),
             created: report::rfc3339(SystemTime::now()),
             rootless: self.rootless,
-            cgroup_paths: BTreeMap::from([(
-                String::new(),
-                self.hierarchy.mount_point().join(below),
-            )]),
+            cgroup_paths: self.place.path().map(mount_point).into_iter().collect(),
             schema: SCHEMA,
             oci_version: spec.version().clone(),
             bundle: self.bundle.path.clone(),
             rootfs: self.plan.root.path.clone(),
             annotations: self.annotations.clone(),
-            cgroup: Some(self.cgroup.clone()),
+            cgroup: self.place.path().map(Path::to_owned),
+            unit: self.place.unit().cloned(),
             own_pid_namespace: self.plan.namespaces.is_new(Kind::Pid),
             poststart: hooks.poststart().clone().unwrap_or_default(),
             poststop: hooks.poststop().clone().unwrap_or_default(),
@@ -397,7 +403,7 @@ fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()>
     let context = spec::Context {
         rootless,
         no_pivot: options.no_pivot,
-        systemd_cgroup: options.systemd_cgroup,
+        systemd_cgroup: options.driver == Driver::Systemd,
     };
     let faults = bundle.check(&context);
     for fault in &faults {

@@ -37,11 +37,13 @@ use nix::fcntl::{OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
+use oci_spec::runtime::LinuxResources;
 
 pub(crate) use create::{create, run};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
-use crate::cgroup::{Cgroup, Hierarchy, Resctrl};
+use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Watch, keeps_failed};
+pub(crate) use crate::cgroup::{Driver, Happened, Stats};
 use crate::hooks::{self, Prepared};
 use crate::report;
 use crate::sys::pidfd;
@@ -134,7 +136,7 @@ pub(crate) struct CreateOptions {
     /// How many fds above 2 and those of `LISTEN_FDS` the payload keeps.
     pub(crate) preserve_fds: u32,
     pub(crate) rootless: Rootless,
-    pub(crate) systemd_cgroup: bool,
+    pub(crate) driver: Driver,
 }
 
 /// What `run` was asked for.
@@ -408,6 +410,51 @@ pub(crate) fn resume(root: &Path, id: &Id) -> Result<()> {
     open_cgroup(&record)?.ok_or(Fault::NoCgroup)?.thaw()
 }
 
+/// Gives the container other limits; those that `resources` does not speak of stay. Device rules are left as they are.
+///
+/// Errors: [`Fault::NotRunning`]; a limit that cannot be, after which the earlier ones hold again.
+pub(crate) fn update(root: &Path, id: &Id, resources: &LinuxResources) -> Result<()> {
+    let able = |status| match status {
+        Status::Created | Status::Running | Status::Paused => Ok(()),
+        _ => Err(Fault::NotRunning),
+    };
+    let container = Container::open(root, id)?;
+    able(container.status())?;
+    let locked = container.dir.lock(PATIENCE)?;
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    able(locked.status(&record))?;
+    report::debug!("update {id}");
+    match open_cgroup(&record)? {
+        Some(cgroup) => cgroup.update(resources, record.unit.as_ref()),
+        None => crate::cgroup::update_nothing(resources),
+    }
+}
+
+/// What a running container uses and what happens to it.
+#[derive(Debug)]
+pub(crate) struct Events(Cgroup);
+
+/// Errors: a container that has stopped, in runc's words; [`Fault::NoCgroup`].
+pub(crate) fn events(root: &Path, id: &Id) -> Result<Events> {
+    let container = Container::open(root, id)?;
+    if matches!(container.status(), Status::Stopped | Status::Creating) {
+        bail!("container with id {id} is not running");
+    }
+    Ok(Events(
+        open_cgroup(container.record())?.ok_or(Fault::NoCgroup)?,
+    ))
+}
+
+impl Events {
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        self.0.stats()
+    }
+
+    pub(crate) fn watch(&self) -> Result<Watch> {
+        self.0.watch()
+    }
+}
+
 /// The processes of the container, by their numbers in our pid namespace: those in its cgroup, or the init alone where it
 /// has none. A stopped container has none.
 pub(crate) fn processes(root: &Path, id: &Id) -> Result<Vec<Pid>> {
@@ -481,9 +528,7 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     let mut errors = Vec::new();
     errors.extend(end(record).err());
     report::debug!("delete {}: remove its cgroup", record.id);
-    let removed =
-        open_cgroup(record).and_then(|cgroup| cgroup.map_or(Ok(()), |cgroup| cgroup.remove()));
-    errors.extend(removed.err());
+    errors.extend(remove_cgroup(record).err());
     errors.extend(leave_class(record).err());
     all_well(errors)?;
     if let Err(error) = run_hooks("poststop", &record.poststop, record, Status::Stopped) {
@@ -501,6 +546,20 @@ fn leave_class(record: &Record) -> Result<()> {
     };
     report::debug!("delete {}: leave its class in resctrl", record.id);
     Resctrl::probe()?.map_or(Ok(()), |resctrl| traces.remove(&resctrl))
+}
+
+/// Removes the container's cgroup, which its processes are leaving, and the unit that has it.
+fn remove_cgroup(record: &Record) -> Result<()> {
+    match (open_cgroup(record)?, &record.unit) {
+        (Some(cgroup), Some(unit)) => {
+            unit.stop()?;
+            cgroup.remove()
+        }
+        (Some(cgroup), None) => cgroup.remove(),
+        // Ended by itself: systemd forgets it, unless it was told not to.
+        (None, Some(unit)) if keeps_failed(record.annotations.keys()) => unit.reset(),
+        (None, _) => Ok(()),
+    }
 }
 
 /// Kills every process of the container and waits for the init's death.

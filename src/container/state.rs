@@ -11,7 +11,7 @@
 //! holder dies. A lock belongs to the open file description, which a forked child shares: unlocking is explicit, and a
 //! child that lives on must close the directory.
 //!
-//! The record is written twice: as an intent before the first side effect (pid 0, the cgroup's path), so that `delete`
+//! The record is written twice: as an intent before the first side effect (pid 0, the cgroup's path, the unit), so that `delete`
 //! finds what a killed creator left, and again when the container is created.
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, Id};
-use crate::cgroup::Traces;
+use crate::cgroup::{Traces, Unit};
 use crate::sys::pidfd;
 
 /// The version of the record's layout that this release writes.
@@ -83,6 +83,9 @@ pub(crate) struct Record {
     /// What it has in a resctrl file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Traces>,
+    /// The unit of systemd's that has it, with the systemd driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<Unit>,
     /// Whether killing the init ends every process of the container.
     pub(crate) own_pid_namespace: bool,
     #[serde(default)]

@@ -19,7 +19,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind, LinuxSeccomp};
 
-use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Resctrl};
+use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Place, Resctrl};
 use crate::child::{self, Given};
 use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
 use crate::hooks::Prepared;
@@ -35,8 +35,8 @@ use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
 pub(crate) struct Request<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) hierarchy: &'a Hierarchy,
-    /// The container's cgroup, below the hierarchy.
-    pub(crate) cgroup: &'a Path,
+    /// Where the container's cgroup is to be.
+    pub(crate) place: &'a Place,
     /// The container's state for its hooks, from a status and a pid.
     pub(crate) state: &'a dyn Fn(&str, i32) -> Vec<u8>,
     pub(crate) rootless: bool,
@@ -240,7 +240,10 @@ pub(crate) fn launch(
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
     let mut given = Given {
         plan,
-        parents_own: vec![talk.as_fd().as_raw_fd(), request.lock.as_raw_fd()],
+        parents_own: [talk.as_fd().as_raw_fd(), request.lock.as_raw_fd()]
+            .into_iter()
+            .chain(request.place.connection())
+            .collect(),
         talk: child_end,
         wait_mapped: plan.maps.is_some() && !plan.namespaces.user_after_joins,
         unshare: plan.namespaces.unshare,
@@ -263,7 +266,11 @@ pub(crate) fn launch(
         kernel_trees: Vec::new(),
         late: Vec::new(),
         hierarchy: hierarchy.mount_point().to_owned(),
-        cgroup: request.cgroup.to_owned(),
+        cgroup: match (request.place, &undo.cgroup) {
+            (Place::Scope(_), _) | (_, Some(_)) => request.place.path().map(Path::to_owned),
+            _ => None,
+        }
+        .map_or_else(cgroup::own, Ok)?,
         // createContainer hooks are the container's first programs: the device rules have to be there.
         stop_when_rooted: !runtime_hooks.is_empty() || !create_container.is_empty(),
         create_container,
@@ -281,7 +288,7 @@ pub(crate) fn launch(
     let id_maps = sources::clone(plan, &mut given)?;
 
     debug!("clone the container's process");
-    let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref())?;
+    let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref(), request.place)?;
     let pid = cloned.pid;
     undo.process = Some(cloned);
     // The child has its copies; ours would keep the host's mounts and the conversation alive.
@@ -296,9 +303,20 @@ pub(crate) fn launch(
             .add(pid)
             .context("unable to apply cgroup configuration")?;
     }
+    if let Place::Scope(scope) = request.place {
+        let cgroup = scope
+            .start(hierarchy, pid, &limits, devices.as_ref(), request.mark)
+            .context("unable to apply cgroup configuration")?;
+        debug!("made cgroup {}", cgroup.path().display());
+        cgroup.claim(request.mark);
+        undo.cgroup = Some(cgroup);
+    }
     enter_class(&undo, pid)?;
     if wait_mapped {
-        map(plan, pid)?;
+        // One that has its user namespace only after joining others asks for the maps itself.
+        if !plan.namespaces.user_after_joins {
+            map(plan, pid)?;
+        }
         go_on(talk.mapped())?;
     }
     // ORDER: the child runs no program of the container's before it hears `Hooked` or `Saved`, so that the rules may come
@@ -401,10 +419,20 @@ fn entered(plan: &Plan, launched: &mut Launched, pid: Pid) -> Result<()> {
 }
 
 /// The container's cgroup with its limits; none for a rootless caller who may not have one and asks for nothing of it.
+///
+/// A scope of systemd's comes later: it is made around the process.
 fn make_cgroup(request: &Request, limits: &[cgroup::Limit]) -> Result<Option<Cgroup>> {
-    let error = match Cgroup::create(request.hierarchy, request.cgroup, limits) {
+    let path = match request.place {
+        Place::Path(path) => path,
+        Place::Scope(_) => return Ok(None),
+        Place::Nowhere if limits.is_empty() => return Ok(None),
+        Place::Nowhere => {
+            bail!("linux.resources: limits need a cgroup, and --cgroup-manager=disabled gives none")
+        }
+    };
+    let error = match Cgroup::create(request.hierarchy, path, limits) {
         Ok(cgroup) => {
-            debug!("made cgroup {}", request.cgroup.display());
+            debug!("made cgroup {}", path.display());
             // ORDER: before there is a process in it. What has no mark holds nothing of ours.
             cgroup.claim(request.mark);
             return Ok(Some(cgroup));
@@ -431,14 +459,19 @@ fn confine(cgroup: &Cgroup, devices: Option<&Devices>, owner: Option<Uid>) -> Re
 
 /// Clone the child: into its cgroup where the kernel allows it, else it waits until it is put there, and has its cgroup
 /// namespace only then, so that the namespace's root is the right one.
-fn clone_process(given: &mut Given, cgroup: Option<&Cgroup>) -> Result<(Cloned, bool)> {
+fn clone_process(
+    given: &mut Given,
+    cgroup: Option<&Cgroup>,
+    place: &Place,
+) -> Result<(Cloned, bool)> {
     let flags = given.plan.namespaces.clone;
-    if let Some(cgroup) = cgroup {
-        match clone_child(given, flags, Some(cgroup)) {
-            Ok(cloned) => return Ok((cloned, true)),
+    let made_around_it = matches!(place, Place::Scope(_));
+    if cgroup.is_some() || made_around_it {
+        match cgroup.map(|cgroup| clone_child(given, flags, Some(cgroup))) {
+            Some(Ok(cloned)) => return Ok((cloned, true)),
             // The caller may not write the cgroup that is common to both.
-            Err(Errno::EACCES | Errno::EPERM) => {}
-            Err(errno) => return Err(clone_failed(errno)),
+            None | Some(Err(Errno::EACCES | Errno::EPERM)) => {}
+            Some(Err(errno)) => return Err(clone_failed(errno)),
         }
         let own_namespace =
             process::CloneFlags::from(clone_flag(Kind::Cgroup).bits().cast_unsigned());

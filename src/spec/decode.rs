@@ -10,8 +10,9 @@ use std::ffi::OsStr;
 use anyhow::{Context as _, Result, anyhow, bail};
 use oci_spec::runtime::{
     Arch, Capability, IOPriorityClass, LinuxDeviceType, LinuxNamespaceType, LinuxPersonalityDomain,
-    LinuxSchedulerFlag, LinuxSchedulerPolicy, LinuxSeccompAction, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType, PosixRlimitType, Spec,
+    LinuxResources, LinuxSchedulerFlag, LinuxSchedulerPolicy, LinuxSeccompAction,
+    LinuxSeccompFilterFlag, LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType,
+    PosixRlimitType, Spec,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -82,6 +83,31 @@ pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
         ));
     }
     Ok(decoded)
+}
+
+/// Parse what stands at `linux.resources` in a config.json, alone. Errors: as for the whole; the first fault is one.
+pub(super) fn resources(raw: &[u8]) -> Result<LinuxResources> {
+    let value: Value = serde_json::from_slice(raw).map_err(|e| anyhow!("resources: {e}"))?;
+    if !value.is_object() {
+        bail!("resources: an object is expected");
+    }
+    let whole = serde_json::json!({ "ociVersion": "1.0.0", "linux": { "resources": value } });
+    let decoded = decode(whole.to_string().as_bytes()).map_err(|error| {
+        let text = format!("{error:#}");
+        anyhow!(
+            "{}",
+            text.strip_prefix("config.json: ")
+                .unwrap_or(&text)
+                .to_owned()
+        )
+    })?;
+    if let Some(fault) = decoded.faults.into_iter().min_by_key(Fault::stage) {
+        bail!("{fault}");
+    }
+    let linux = decoded.spec.linux().as_ref();
+    Ok(linux
+        .and_then(|linux| linux.resources().clone())
+        .unwrap_or_default())
 }
 
 fn decode_again(raw: &[u8]) -> Result<Decoded> {

@@ -159,8 +159,8 @@ fn linux() -> oci::LinuxFeature {
     cgroup
         .set_v1(Some(false))
         .set_v2(Some(true))
-        .set_systemd(Some(false))
-        .set_systemd_user(Some(false))
+        .set_systemd(Some(true))
+        .set_systemd_user(Some(true))
         .set_rdma(Some(true));
     let mut apparmor = oci::Apparmor::default();
     apparmor.set_enabled(Some(true));
@@ -259,7 +259,7 @@ mod tests {
             ("/linux/capabilities/40", "\"CAP_CHECKPOINT_RESTORE\""),
             (
                 "/linux/cgroup",
-                r#"{"rdma":true,"systemd":false,"systemdUser":false,"v1":false,"v2":true}"#,
+                r#"{"rdma":true,"systemd":true,"systemdUser":true,"v1":false,"v2":true}"#,
             ),
             ("/linux/seccomp/enabled", "true"),
             ("/linux/seccomp/actions/0", "\"SCMP_ACT_ALLOW\""),

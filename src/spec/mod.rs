@@ -19,13 +19,20 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::Mode;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 pub(crate) use check::{Context, Fault, may_replace_in_proc, numbers_of_list, sysctl_path};
 pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 
 const CONFIG: &CStr = c"config.json";
+
+/// Parse `linux.resources` alone, as the `update` verb is given them.
+///
+/// Errors: no JSON, or a member of the wrong type, which is named.
+pub(crate) fn resources(raw: &[u8]) -> Result<LinuxResources> {
+    decode::resources(raw)
+}
 
 /// A bundle: a directory with a config.json (runtime-spec, bundle.md).
 pub(crate) struct Bundle {
