@@ -22,10 +22,10 @@ FUZZ_SECONDS ?= 60
 export PELAGOS_COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-vm fuzz lint bench bench-image man completions install setup clean
+.PHONY: help build demo test test-vm test-runtime-tools fuzz lint bench bench-image man completions install setup clean
 
 help: ## this text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the release binaries, pelagos and pelagos-image, each one static file
 	$(CARGO) build --release $(CARGO_FLAGS)
@@ -48,6 +48,11 @@ test: ## lint, unit tests, integration tests on this machine (RUNTIME=runc tests
 test-vm: ## integration tests in the test machine, as root and as an unprivileged user
 	hack/setup build vm
 	hack/test-vm
+
+test-runtime-tools: ## the validation suite of runtime-tools in the test machine (SUITE=where it was built; see integration/)
+	hack/setup build vm
+	$(if $(SUITE),$(MAKE) --no-print-directory build)
+	$(if $(filter command line environment,$(origin RUNTIME)),RUNTIME='$(RUNTIME)') integration/runtime-tools/run $(if $(SUITE),'$(SUITE)')
 
 fuzz: ## the tar reader, the reference grammar and the manifest reader, FUZZ_SECONDS=60 each
 	hack/setup build fuzz

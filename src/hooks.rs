@@ -30,6 +30,10 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
+    pub(crate) fn is_prestart(&self) -> bool {
+        self.kind == "prestart"
+    }
+
     /// Prepares the list of the hook point `kind` (the specification's name, for messages).
     ///
     /// `inherited` is the environment of hooks that name none: empty for hooks in the runtime's namespace, `process.env`

@@ -325,6 +325,74 @@ fn nothing_is_left_to_be_done_later() {
     }
 }
 
+/// The rows of the tables of docs/SPEC.md: property, behaviour, tests.
+fn rows_of_the_specification() -> Vec<[String; 3]> {
+    let page = read(&root().join("docs/SPEC.md"));
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let mut cells = row.trim_matches('|').split('|');
+        let cells = [cells.next(), cells.next(), cells.next()]
+            .map(|cell| cell.unwrap_or_default().trim().to_owned());
+        assert!(
+            cells.iter().all(|cell| !cell.is_empty()),
+            "empty cell: {row}"
+        );
+        cells
+    })
+    .collect()
+}
+
+#[test]
+fn every_property_of_the_specification_has_its_row() {
+    let listed: BTreeSet<String> = read(&root().join("tests/properties"))
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    let rows = rows_of_the_specification();
+    let named: BTreeSet<String> = rows
+        .iter()
+        .map(|[property, ..]| property.trim_matches('`').to_owned())
+        .collect();
+    assert_eq!(
+        named.len(),
+        rows.len(),
+        "a property has two rows in docs/SPEC.md"
+    );
+    assert_eq!(named, listed, "docs/SPEC.md and tests/properties");
+}
+
+#[test]
+fn every_test_that_the_specifications_page_names_is_there() {
+    let mut tests = BTreeSet::new();
+    for folder in ["src", "tests"] {
+        for file in files_below(&root().join(folder)) {
+            let Ok(text) = fs::read_to_string(&file) else {
+                continue;
+            };
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            for pair in lines.windows(2).filter(|pair| pair[0] == "#[test]") {
+                if let Some((name, _)) = pair[1]
+                    .strip_prefix("fn ")
+                    .and_then(|rest| rest.split_once('('))
+                {
+                    tests.insert(name.to_owned());
+                }
+            }
+        }
+    }
+    assert!(tests.len() > 500, "{}", tests.len());
+    for [property, _, named] in rows_of_the_specification() {
+        for name in named.split_whitespace() {
+            let bare = name.trim_matches('`');
+            assert!(
+                name.starts_with('`') && tests.contains(bare),
+                "{property}: no test {name}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_source_file_begins_by_saying_what_it_is() {
     for file in sources() {

@@ -1,8 +1,8 @@
 //! Resources as the files of cgroup v2: which file gets which value, in which order.
 //!
 //! Everything here is a pure function of `linux.resources`. Properties without a v2 counterpart (kernel memory,
-//! swappiness, disableOOMKiller, realtime scheduling, leaf weights, network classes) are passed over, as runc does.
-//! Zero stands for "not set" in memory, cpu and blockIO, and −1 for "no limit".
+//! swappiness, disableOOMKiller, realtime scheduling, leaf weights) are passed over, as runc does; network classes do not
+//! come this far. Zero stands for "not set" in memory, cpu and blockIO, and −1 for "no limit".
 
 use std::borrow::Cow;
 use std::collections::HashMap;

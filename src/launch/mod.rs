@@ -387,8 +387,14 @@ fn converse(
                 go_on(launched.talk.moved())?;
             }
             Heard::Rooted => {
-                let state = (request.state)("creating", launched.pid().as_raw());
                 for hook in runtime_hooks {
+                    // runtime.md, State: created is what a container is after step 2 of its life, and prestart hooks
+                    // are step 3; those that came later say that it is being created.
+                    let status = match hook.is_prestart() {
+                        true => "created",
+                        false => "creating",
+                    };
+                    let state = (request.state)(status, launched.pid().as_raw());
                     hook.run(&state)
                         .map_err(|failure| HookFailed(failure.to_string()))?;
                 }

@@ -664,3 +664,21 @@ fn the_group_of_a_foreground_run_is_gone_when_it_returns() {
     assert!(!bundle.cgroup().exists());
     bundle.assert_nothing_left();
 }
+
+#[test]
+fn what_cgroup_v2_has_no_file_for_is_passed_over() {
+    requires!(root);
+    differs!("crun", "refuses some of it");
+    let resources = json!({
+        "memory": { "kernel": 4096, "kernelTCP": 4096, "swappiness": 10, "disableOOMKiller": true,
+            "useHierarchy": true },
+        "cpu": { "realtimeRuntime": 9, "realtimePeriod": 10 },
+        "blockIO": { "leafWeight": 10 },
+        "network": {},
+    });
+    let bundle = asking(&[], |c| {
+        let limits = c["linux"]["resources"].as_object_mut().unwrap();
+        limits.extend(resources.as_object().unwrap().clone());
+    });
+    assert_ne!(see(&bundle)["cgroup"], Value::Null);
+}

@@ -391,6 +391,11 @@ fn contradictory_config_is_refused_by_field_and_rule() {
             "must be a file name",
         ),
         (
+            vec![("/linux/resources/network", json!({ "classID": 5 }))],
+            "linux.resources.network.classID",
+            "network limits are not supported on cgroup v2",
+        ),
+        (
             vec![("/linux/intelRdt", json!({ "closID": "a/b" }))],
             "linux.intelRdt.closID",
             "invalid intelRdt.ClosID \"a/b\"",
@@ -677,4 +682,227 @@ fn a_class_of_service_is_refused_where_no_resctrl_is_mounted() {
         );
         assert_eq!(refusal, Ok(()));
     }
+}
+
+#[test]
+fn every_single_word_outside_its_list_is_refused() {
+    requires!(root);
+    differs!("crun", "its own words, where it looks");
+    differs!("runc", "without the field, and some it does not know");
+    let profile = |change: Value| {
+        let mut profile = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["swapon"], "action": "SCMP_ACT_ERRNO",
+                "args": [{ "index": 0, "value": 1, "op": "SCMP_CMP_EQ" }] }],
+        });
+        for (pointer, value) in change.as_object().expect("changes") {
+            set(&mut profile, pointer, value.clone());
+        }
+        profile
+    };
+    let mut wrong = Vec::new();
+    for (pointer, value, field) in [
+        (
+            "/linux/namespaces/0/type",
+            json!("x"),
+            "linux.namespaces[0].type",
+        ),
+        (
+            "/linux/devices",
+            json!([{ "path": "/dev/a", "type": "x" }]),
+            "linux.devices[0].type",
+        ),
+        (
+            "/linux/resources/devices",
+            json!([{ "allow": true, "type": "x", "access": "r" }]),
+            "linux.resources.devices[0].type",
+        ),
+        (
+            "/linux/seccomp",
+            profile(json!({ "/defaultAction": "x" })),
+            "linux.seccomp.defaultAction",
+        ),
+        (
+            "/linux/seccomp",
+            profile(json!({ "/syscalls/0/action": "x" })),
+            "linux.seccomp.syscalls[0].action",
+        ),
+        (
+            "/linux/seccomp",
+            profile(json!({ "/syscalls/0/args/0/op": "x" })),
+            "linux.seccomp.syscalls[0].args[0].op",
+        ),
+        (
+            "/linux/seccomp",
+            profile(json!({ "/architectures": ["x"] })),
+            "linux.seccomp.architectures[0]",
+        ),
+        (
+            "/linux/seccomp",
+            profile(json!({ "/flags": ["x"] })),
+            "linux.seccomp.flags[0]",
+        ),
+        (
+            "/process/rlimits",
+            json!([{ "type": "x", "soft": 1, "hard": 1 }]),
+            "process.rlimits[0].type",
+        ),
+        (
+            "/process/scheduler",
+            json!({ "policy": "x" }),
+            "process.scheduler.policy",
+        ),
+        (
+            "/process/scheduler",
+            json!({ "policy": "SCHED_OTHER", "flags": ["x"] }),
+            "process.scheduler.flags[0]",
+        ),
+        (
+            "/process/ioPriority",
+            json!({ "class": "x", "priority": 0 }),
+            "process.ioPriority.class",
+        ),
+        (
+            "/linux/personality",
+            json!({ "domain": "x" }),
+            "linux.personality.domain",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({ "mode": "x" }),
+            "linux.memoryPolicy.mode",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({ "mode": "MPOL_LOCAL", "flags": ["x"] }),
+            "linux.memoryPolicy.flags[0]",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("x"),
+            "linux.rootfsPropagation",
+        ),
+    ] {
+        wrong.extend(refused(&[(pointer, value)], field, "x").err());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_single_number_out_of_its_range_is_refused() {
+    requires!(root);
+    differs!("crun", "its own words, where it looks");
+    differs!("runc", "without the field, or by the kernel");
+    let node = |member: &str, number: i64| {
+        let mut node = json!({ "path": "/dev/a", "type": "c", "major": 1, "minor": 3 });
+        node[member] = json!(number);
+        json!([node])
+    };
+    let rule = |member: &str, number: i64| {
+        let mut rule = json!({ "allow": true, "type": "c", "access": "r" });
+        rule[member] = json!(number);
+        json!([rule])
+    };
+    let mut wrong = Vec::new();
+    for (changes, field) in [
+        (
+            vec![("/process/oomScoreAdj", json!(-1001))],
+            "process.oomScoreAdj",
+        ),
+        (
+            vec![("/process/user/umask", json!(0o1000))],
+            "process.user.umask",
+        ),
+        (
+            vec![("/process/user/gid", json!(u32::MAX))],
+            "process.user.gid",
+        ),
+        (
+            vec![("/process/user/additionalGids", json!([1, u32::MAX]))],
+            "process.user.additionalGids[1]",
+        ),
+        (
+            vec![(
+                "/process/ioPriority",
+                json!({ "class": "IOPRIO_CLASS_BE", "priority": 8 }),
+            )],
+            "process.ioPriority.priority",
+        ),
+        (
+            vec![(
+                "/process/scheduler",
+                json!({ "policy": "SCHED_OTHER", "nice": 20 }),
+            )],
+            "process.scheduler.nice",
+        ),
+        (
+            vec![(
+                "/process/scheduler",
+                json!({ "policy": "SCHED_FIFO", "priority": -1 }),
+            )],
+            "process.scheduler.priority",
+        ),
+        (
+            vec![
+                ("/linux/namespaces/5/type", json!("time")),
+                (
+                    "/linux/timeOffsets",
+                    json!({ "boottime": { "nanosecs": 1_000_000_000 } }),
+                ),
+            ],
+            "linux.timeOffsets.boottime.nanosecs",
+        ),
+        (
+            vec![("/linux/devices", node("major", 4096))],
+            "linux.devices[0].major",
+        ),
+        (
+            vec![("/linux/devices", node("minor", -1))],
+            "linux.devices[0].minor",
+        ),
+        (
+            vec![("/linux/resources/devices", rule("major", -2))],
+            "linux.resources.devices[0].major",
+        ),
+        (
+            vec![("/linux/resources/devices", rule("minor", 1 << 32))],
+            "linux.resources.devices[0].minor",
+        ),
+        (vec![("/linux/resources/cpu", json!({ "idle": 2 }))], "idle"),
+        (
+            vec![("/linux/resources/blockIO", json!({ "weight": 9 }))],
+            "blockIO",
+        ),
+        (
+            vec![(
+                "/hooks/prestart",
+                json!([{ "path": "/bin/true", "timeout": 0 }]),
+            )],
+            "hooks.prestart[0].timeout",
+        ),
+    ] {
+        wrong.extend(refused(&changes, field, "").err());
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn annotations_may_be_any_but_without_a_key() {
+    requires!(container);
+    differs!("crun", "passes over it");
+    differs!("runc", "passes over it");
+    let bundle = Bundle::with(|c| {
+        process_args(c, ["/bin/true"]);
+        c["annotations"] = json!({ "a": "", "org.example.key with space": "\u{1}\u{e4}\n" });
+    });
+    bundle.run().ok();
+    let empty = json!({ "": "x" });
+    assert_eq!(
+        refused(
+            &[("/annotations", empty)],
+            "annotations",
+            "annotation key must not be empty"
+        ),
+        Ok(())
+    );
 }

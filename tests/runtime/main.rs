@@ -17,6 +17,7 @@ mod devices;
 mod errors;
 mod execution;
 mod faults;
+mod features;
 mod hooks;
 mod idmap;
 mod labels;

@@ -443,19 +443,34 @@ fn an_unknown_capability_is_passed_over() {
 #[test]
 fn resource_limits_are_set() {
     requires!(container);
+    // All that the specification has; none so low that a program could not begin.
+    let limits = [
+        ("RLIMIT_AS", 1 << 40, 1 << 41),
+        ("RLIMIT_CORE", 0, 0),
+        ("RLIMIT_CPU", 1000, 2000),
+        ("RLIMIT_DATA", 1 << 38, 1 << 39),
+        ("RLIMIT_FSIZE", 1_000_000, 2_000_000),
+        ("RLIMIT_LOCKS", 11, 12),
+        ("RLIMIT_MEMLOCK", 4096, 8192),
+        ("RLIMIT_MSGQUEUE", 1000, 2000),
+        ("RLIMIT_NICE", 0, 0),
+        ("RLIMIT_NOFILE", 100, 200),
+        ("RLIMIT_NPROC", 50, 60),
+        ("RLIMIT_RSS", 1 << 30, 1 << 31),
+        ("RLIMIT_RTPRIO", 0, 0),
+        ("RLIMIT_RTTIME", 100_000, 200_000),
+        ("RLIMIT_SIGPENDING", 100, 200),
+        ("RLIMIT_STACK", 8 << 20, 16 << 20),
+    ];
     let seen = ask(&[], |c| {
-        c["process"]["rlimits"] = json!([
-            { "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 },
-            { "type": "RLIMIT_CORE", "soft": 0, "hard": 0 },
-            { "type": "RLIMIT_FSIZE", "soft": 1_000_000, "hard": 2_000_000 },
-            { "type": "RLIMIT_NPROC", "soft": 50, "hard": 60 },
-        ]);
+        let all = limits.iter().map(|(name, soft, hard): &(_, u64, u64)| {
+            json!({ "type": name, "soft": soft, "hard": hard })
+        });
+        c["process"]["rlimits"] = all.collect();
     });
-    let limits = &seen["rlimits"];
-    assert_eq!(limits["RLIMIT_NOFILE"], json!([100, 200]));
-    assert_eq!(limits["RLIMIT_CORE"], json!([0, 0]));
-    assert_eq!(limits["RLIMIT_FSIZE"], json!([1_000_000, 2_000_000]));
-    assert_eq!(limits["RLIMIT_NPROC"], json!([50, 60]));
+    for (name, soft, hard) in limits {
+        assert_eq!(seen["rlimits"][name], json!([soft, hard]), "{name}");
+    }
 }
 
 #[test]

@@ -147,6 +147,7 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Seccomp, resources::seccomp_notifies_somebody_who_can_answer),
     (Stage::Cgroups, resources::systemd_path_has_three_parts),
     (Stage::Cgroups, resources::swap_fits_memory),
+    (Stage::Cgroups, resources::packets_have_no_classes),
     (Stage::Cgroups, resources::unified_keys_are_file_names),
     (Stage::NetDevices, network::net_devices_have_a_namespace),
     (Stage::NetDevices, network::net_devices_have_names),

@@ -139,6 +139,19 @@ pub(super) fn swap_fits_memory(check: &mut Check<'_>) {
     }
 }
 
+/// config.md, Valid values: an unsupported value is an error. Packets have classes and priorities with cgroup v1 alone.
+pub(super) fn packets_have_no_classes(check: &mut Check<'_>) {
+    let network = check.resources().and_then(|r| r.network().as_ref());
+    let Some(network) = network else { return };
+    let rule = "network limits are not supported on cgroup v2";
+    if network.class_id().is_some() {
+        check.say("linux.resources.network.classID", rule);
+    }
+    if network.priorities().iter().flatten().next().is_some() {
+        check.say("linux.resources.network.priorities", rule);
+    }
+}
+
 /// config-linux.md, unified: each key is a file in the container's cgroup.
 pub(super) fn unified_keys_are_file_names(check: &mut Check<'_>) {
     let unified = check

@@ -372,6 +372,17 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.resources.memory.swap: memory+swap limit should be >= memory limit",
         ),
         (
+            ("/linux/resources/network", json!({"classID": 5})),
+            "linux.resources.network.classID: network limits are not supported on cgroup v2",
+        ),
+        (
+            (
+                "/linux/resources/network",
+                json!({"priorities": [{"name": "lo", "priority": 5}]}),
+            ),
+            "linux.resources.network.priorities: network limits are not supported on cgroup v2",
+        ),
+        (
             ("/linux/resources/unified", json!({"a/b": "1"})),
             "linux.resources.unified: unified resource \"a/b\" must be a file name (no slashes)",
         ),
