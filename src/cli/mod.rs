@@ -15,6 +15,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod resume;
 mod run;
 mod spec;
 mod start;
@@ -144,7 +145,7 @@ const VERBS: [Entry; 15] = [
     entry::<kill::Kill>(),
     entry::<list::List>(),
     entry::<pause::Pause>(),
-    entry::<pause::Resume>(),
+    entry::<resume::Resume>(),
     entry::<ps::Ps>(),
     entry::<run::Run>(),
     entry::<spec::Spec>(),
