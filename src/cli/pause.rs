@@ -1,4 +1,4 @@
-//! `pause`: every process of a container stands still.
+//! `pause`: stop every process of a container.
 
 use anyhow::Result;
 

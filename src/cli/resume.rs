@@ -1,4 +1,4 @@
-//! `resume`: the processes of a paused container go on.
+//! `resume`: let the processes of a paused container go on.
 
 use anyhow::Result;
 

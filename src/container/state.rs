@@ -658,6 +658,19 @@ mod tests {
     }
 
     #[test]
+    fn record_may_name_a_unit_and_older_ones_do_not() {
+        let mut record = record_of(0);
+        let without = serde_json::to_string(&record).unwrap();
+        assert!(!without.contains("unit"), "{without}");
+        assert_eq!(Record::parse(without.as_bytes()).unwrap(), record);
+        let unit = r#"{"name":"pelagos-web.scope","user":true}"#;
+        record.unit = Some(serde_json::from_str(unit).unwrap());
+        let with = serde_json::to_string(&record).unwrap();
+        assert!(with.contains(&format!("\"unit\":{unit}")), "{with}");
+        assert_eq!(Record::parse(with.as_bytes()).unwrap(), record);
+    }
+
+    #[test]
     fn record_of_another_layout_is_one_error() {
         let error = Record::parse(br#"{"schema": 7, "id": 3}"#).unwrap_err();
         assert_eq!(
