@@ -346,6 +346,8 @@ fn answer(question: &str) -> Value {
             }
             json!({ "ok": block.iter().step_by(4096).map(|b| u64::from(*b)).sum::<u64>() })
         }
+        // Write so many blocks of 4 MiB past the page cache.
+        "direct" => outcome(direct(rest).map(|count| json!(count))),
         // Fork so many children that wait, and answer how many there were and what stopped it.
         "fork" => fork(rest.parse().unwrap_or(0)),
         "sleep" => {
@@ -621,6 +623,24 @@ fn mknod(rest: &str) -> io::Result<()> {
         makedev(major, minor),
     )?;
     Ok(())
+}
+
+fn direct(rest: &str) -> io::Result<usize> {
+    const BLOCK: usize = 4 << 20;
+    let (path, count) = rest.split_once(':').unwrap_or((rest, "1"));
+    let count = count.parse().unwrap_or(1);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    let memory = vec![1u8; BLOCK + 4096];
+    let block = &memory[memory.as_ptr().align_offset(4096)..][..BLOCK];
+    for _ in 0..count {
+        file.write_all(block)?;
+    }
+    Ok(count)
 }
 
 /// A datagram to ourselves over 127.0.0.1, which works only when `lo` is up.

@@ -466,6 +466,30 @@ fn a_limit_without_its_controller_is_an_error_that_names_it() {
     }
 }
 
+/// cgroups(7): a group that holds processes has no controllers for those below it.
+#[test]
+fn a_limit_below_a_group_with_processes_is_an_error_that_says_so() {
+    requires!(root, controller "memory");
+    let first = asking(&["await:/go"], |_| {});
+    first.up();
+    let below = |resource: Value| {
+        asking(&[], |c| {
+            c["linux"]["cgroupsPath"] = json!(format!("/{}/below", first.id));
+            resources(c, &resource);
+        })
+    };
+    let limited = below(json!({ "memory": { "limit": 64 << 20 } }));
+    if runtime().is("pelagos") {
+        let outcome = limited.run();
+        outcome.fails_with("controller \"memory\" not available");
+        outcome.fails_with(&format!("cgroup /{} holds processes itself", first.id));
+        assert!(!first.cgroup().join("below").exists());
+    }
+    // Without one it is an ordinary group.
+    see(&below(json!({})));
+    assert_eq!(first.status(), "running");
+}
+
 /// Nodes to open: 1:11 is the kernel's log, which root may open where no rule forbids it.
 fn with_rules(rules: &Value, questions: &[&str]) -> Seen {
     ask(questions, |c| {

@@ -6,6 +6,7 @@ mod probe;
 #[macro_use]
 mod support;
 
+mod driver;
 mod hostile;
 mod inside;
 
@@ -15,6 +16,7 @@ mod concurrency;
 mod console;
 mod devices;
 mod errors;
+mod events;
 mod execution;
 mod faults;
 mod features;
@@ -22,6 +24,7 @@ mod hooks;
 mod idmap;
 mod labels;
 mod lifecycle;
+mod limits;
 mod mounts;
 mod namespaces;
 mod netdevices;
@@ -34,3 +37,5 @@ mod rootfs;
 mod rootless;
 mod seccomp;
 mod security;
+mod systemd;
+mod update;

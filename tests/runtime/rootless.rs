@@ -326,6 +326,56 @@ fn limits_without_the_right_to_set_them_are_refused() {
     }
 }
 
+#[test]
+fn a_path_without_the_right_to_make_it_is_refused() {
+    requires_user!();
+    differs!("crun", "1.8 goes on without a group");
+    let rootless = Rootless::new(&[], |c| {
+        c["linux"]["cgroupsPath"] = json!("/pelagos-test-forbidden");
+    });
+    let outcome = rootless.run();
+    if runtime().is("pelagos") {
+        outcome.fails_with(
+            "unable to apply cgroup configuration: make cgroup /pelagos-test-forbidden",
+        );
+        outcome.fails_with("permission denied");
+        rootless.0.assert_nothing_left();
+    } else {
+        assert_ne!(outcome.code(), 0, "{outcome}");
+    }
+    assert!(!Path::new(CGROUPS).join("pelagos-test-forbidden").exists());
+}
+
+#[test]
+fn a_container_that_cannot_be_killed_as_a_whole_is_warned_of() {
+    requires_user!();
+    differs!("crun", "it says nothing");
+    if delegated() {
+        return;
+    }
+    let rootless = Rootless::new(&[], |c| {
+        without_namespace(c, "pid");
+        // A proc of its own needs a pid namespace of its own.
+        mounts(c).retain(|m| m["destination"] != "/proc");
+        mounts(c).insert(
+            0,
+            json!({
+                "destination": "/proc", "type": "none", "source": "/proc", "options": ["rbind"],
+            }),
+        );
+        c["linux"].as_object_mut().unwrap().remove("maskedPaths");
+        c["linux"].as_object_mut().unwrap().remove("readonlyPaths");
+    });
+    let outcome = rootless.run().ok();
+    assert!(
+        outcome
+            .stderr
+            .contains("Such configuration is strongly discouraged"),
+        "{outcome}"
+    );
+    rootless.0.assert_nothing_left();
+}
+
 /// CVE-2023-25809: the host's own hierarchy, writable, because it could not be mounted anew.
 #[test]
 fn the_hosts_control_groups_are_not_writable_from_a_rootless_container() {

@@ -92,6 +92,44 @@ pub(crate) fn controller(name: &str) -> Result<(), String> {
     }
 }
 
+/// Limits can be set: every controller that an ordinary container needs is there for its group.
+pub(crate) fn limits() -> Result<(), String> {
+    cgroup2()?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|l| l.strip_prefix("0::"));
+    let parent = own
+        .and_then(|own| own.rsplit_once('/'))
+        .map(|(parent, _)| parent);
+    let dir = match is_root() {
+        true => CGROUPS.to_owned(),
+        // Beside the tests' own group, which has to be delegated.
+        false => format!("{CGROUPS}{}", parent.unwrap_or_default()),
+    };
+    let all = std::fs::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
+    let missing = ["cpu", "cpuset", "io", "memory", "pids"]
+        .into_iter()
+        .find(|wanted| all.split_whitespace().all(|c| c != *wanted));
+    match missing {
+        Some(controller) => Err(format!("no {controller} controller in {dir}")),
+        None => Ok(()),
+    }
+}
+
+/// systemd runs this machine, and the caller's manager answers.
+pub(crate) fn systemd() -> Result<(), String> {
+    if !std::path::Path::new("/run/systemd/system").is_dir() {
+        return Err("systemd does not run this machine".into());
+    }
+    let mut command = std::process::Command::new("systemctl");
+    if !is_root() {
+        command.arg("--user");
+    }
+    match command.arg("show-environment").output() {
+        Ok(out) if out.status.success() => Ok(()),
+        _ => Err("systemd's manager does not answer".into()),
+    }
+}
+
 /// The named program is in `$PATH`.
 pub(crate) fn command(name: &str) -> Result<(), String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
