@@ -54,7 +54,7 @@ test-runtime-tools: ## the validation suite of runtime-tools in the test machine
 	$(if $(SUITE),$(MAKE) --no-print-directory build)
 	$(if $(filter command line environment,$(origin RUNTIME)),RUNTIME='$(RUNTIME)') integration/runtime-tools/run $(if $(SUITE),'$(SUITE)')
 
-fuzz: ## the tar reader, the reference grammar and the manifest reader, FUZZ_SECONDS=60 each
+fuzz: ## the tar reader, image names, manifests, and from config.json to a plan, FUZZ_SECONDS=60 each
 	hack/setup build fuzz
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' hack/fuzz
 

@@ -47,5 +47,6 @@ pub fn image() -> std::process::ExitCode {
 /// The parsers, for the fuzz targets in `tests/fuzz`; no part of what the package offers.
 #[cfg(feature = "_fuzz")]
 pub mod fuzz {
+    pub use crate::container::fuzz::plan;
     pub use crate::image::fuzz::{manifest, reference, tar};
 }

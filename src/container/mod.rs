@@ -22,6 +22,8 @@
 
 mod create;
 pub(crate) mod foreground;
+#[cfg(feature = "_fuzz")]
+pub(crate) mod fuzz;
 pub(crate) mod state;
 
 use std::fmt;

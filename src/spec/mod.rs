@@ -63,10 +63,16 @@ impl Bundle {
         .with_context(opening)?;
         let path = readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())
             .with_context(opening)?;
-        let raw = read_config(dir.as_fd())?;
+        Self::decoded(path.into(), read_config(dir.as_fd())?)
+    }
+
+    /// The bundle at `path`, whose config.json is `raw`.
+    ///
+    /// Errors: as for [`Bundle::open`].
+    pub(crate) fn decoded(path: PathBuf, raw: Vec<u8>) -> Result<Self> {
         let decoded = decode::decode(&raw)?;
         Ok(Self {
-            path: path.into(),
+            path,
             raw,
             spec: decoded.spec,
             warnings: decoded.warnings,
