@@ -303,7 +303,8 @@ fn meaning(word: &str) -> Option<Word> {
         "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => {
             Word::Superblock
         }
-        "defaults" | "iversion" | "noiversion" | "loud" | "silent" => Word::Nothing,
+        // COMPAT: an empty word says nothing in mount data; Podman writes one for `--systemd`.
+        "" | "defaults" | "iversion" | "noiversion" | "loud" | "silent" => Word::Nothing,
         _ => {
             let (reach, word) = match word.strip_prefix('r') {
                 Some(rest) => (Reach::Tree, rest),

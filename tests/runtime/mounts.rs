@@ -26,7 +26,9 @@ fn mode(path: &Path) -> u32 {
 }
 
 /// Options, and what the mount table must and must not show for them.
-const PLAIN: [(&[&str], &[&str], &[&str]); 24] = [
+const PLAIN: [(&[&str], &[&str], &[&str]); 25] = [
+    // Podman leaves one that says nothing.
+    (&["", "nosuid"], &["nosuid"], &["nodev"]),
     (&["nosuid"], &["nosuid"], &["nodev", "noexec", "ro"]),
     (&["nodev"], &["nodev"], &["nosuid", "noexec"]),
     (&["noexec"], &["noexec"], &["nosuid", "nodev"]),
