@@ -45,7 +45,7 @@ pub(crate) use devices::Devices;
 use files::Need;
 pub(crate) use files::{Limit, limits};
 use place::names;
-pub(crate) use place::{Driver, Place, own};
+pub(crate) use place::{Driver, Place, of, own};
 pub(crate) use resctrl::{Membership, Resctrl, Traces};
 pub(crate) use stats::{Happened, Stats, Watch};
 pub(crate) use systemd::{Scope, Unit, keeps_failed};

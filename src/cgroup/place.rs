@@ -15,6 +15,13 @@ pub(crate) fn own() -> Result<PathBuf> {
     own_in(&text).context("/proc/self/cgroup names no cgroup v2")
 }
 
+/// The cgroup in which `pid` is now, as a path below the hierarchy.
+pub(crate) fn of(pid: i32) -> Result<PathBuf> {
+    let file = format!("/proc/{pid}/cgroup");
+    let text = std::fs::read(&file).with_context(|| format!("read {file}"))?;
+    own_in(&text).with_context(|| format!("{file} names no cgroup v2"))
+}
+
 /// The v2 entry of a `/proc/PID/cgroup` file.
 fn own_in(text: &[u8]) -> Option<PathBuf> {
     let path = text

@@ -99,6 +99,29 @@ impl Traces {
         })
     }
 
+    /// Put a process there, and with it those that it will fork.
+    pub(crate) fn enter(&self, resctrl: &Resctrl, pid: Pid) -> Result<()> {
+        // ORDER: a monitoring group takes only what is in its class.
+        let group = self
+            .group
+            .as_deref()
+            .map(|group| monitoring(group).join("tasks"));
+        for file in [Some(PathBuf::from("tasks")), group].into_iter().flatten() {
+            let written = resctrl
+                .class(&self.class)
+                .and_then(|class| write_file(&class, &file, &pid.to_string()));
+            written.map_err(|errno| {
+                let what = format!(
+                    "add process {pid} to {} of resctrl class {:?}",
+                    file.display(),
+                    self.class
+                );
+                resctrl.explain(&what, errno)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Remove what was made for the container; what is gone already is done.
     pub(crate) fn remove(&self, resctrl: &Resctrl) -> Result<()> {
         let class = match resctrl.class(&self.class) {
@@ -255,22 +278,7 @@ impl Membership {
 
     /// Put a process there, and with it those that it will fork.
     pub(crate) fn enter(&self, pid: Pid) -> Result<()> {
-        // ORDER: a monitoring group takes only what is in its class.
-        let group = self
-            .group
-            .as_deref()
-            .map(|group| monitoring(group).join("tasks"));
-        for file in [Some(PathBuf::from("tasks")), group].into_iter().flatten() {
-            self.write(&file, &pid.to_string()).map_err(|errno| {
-                let what = format!(
-                    "add process {pid} to {} of resctrl class {:?}",
-                    file.display(),
-                    self.class
-                );
-                self.resctrl.explain(&what, errno)
-            })?;
-        }
-        Ok(())
+        self.traces().enter(&self.resctrl, pid)
     }
 
     fn write(&self, file: impl AsRef<Path>, text: &str) -> nix::Result<()> {

@@ -438,6 +438,23 @@ impl Unit {
         update().with_context(|| format!("set properties of unit {}", self.name))
     }
 
+    /// Have a process put into the unit's cgroup, or into `below` it: systemd may where we may not.
+    pub(crate) fn attach(&self, pid: Pid, below: &Path) -> Result<()> {
+        let attach = || {
+            let below = match below.as_os_str().is_empty() {
+                true => String::new(),
+                false => format!("/{}", below.display()),
+            };
+            let pid = u32::try_from(pid.as_raw()).context("process id")?;
+            let pids = Value::Array("u".into(), vec![Value::U32(pid)]);
+            let body = [Value::text(self.name.as_str()), Value::text(below), pids];
+            let mut manager = Manager::connect(self.user)?;
+            let call = manager.bus.call(MANAGER, "AttachProcessesToUnit", &body);
+            manager.answer(call, deadline()).map(drop)
+        };
+        attach().with_context(|| format!("attach process {pid} to unit {}", self.name))
+    }
+
     /// Stop the unit, whose processes are dead or on their way out, and wait until it is gone. One that is not there is
     /// done.
     pub(crate) fn stop(&self) -> Result<()> {

@@ -4,19 +4,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Gid, Uid, chroot, fchdir, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, chdir, chroot, fchdir, setresgid, setresuid};
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
-use super::Given;
+use super::{Given, privileges};
 use crate::handshake::Step;
 use crate::plan::namespaces::{SecondFork, clone_flag, name};
 use crate::sys::fd::{close_between, receive, send, seqpacket_pair};
-use crate::sys::process::{exit_now, fork, fork_sibling, join_session_keyring};
+use crate::sys::process::{
+    exit_now, fork, fork_sibling, join_session_keyring, let_keyring_be_found,
+};
 use crate::sys::{net, netlink};
 
 /// Join and unshare what the clone did not make.
@@ -220,19 +222,95 @@ pub(super) fn kernel_objects(given: &Given) {
         let socket = given.check(netlink::open(), Step::NetDevices, "open a netlink socket");
         given.talk.networked_and_wait(socket.as_fd());
     }
-    if let Some(keyring) = &given.plan.keyring {
-        label_keys(given);
-        match join_session_keyring(keyring) {
-            // A kernel without keyrings, or a filter around us that forbids them.
-            Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => {}
-            Err(errno) => given.talk.fail(Step::Keyring, errno, keyring.to_bytes()),
-        }
+    label_keys(given);
+    if let Some(number) = keyring(given) {
+        // For a process that is to join the container later, whose it is not so far.
+        let_keyring_be_found(number).ok();
+    }
+}
+
+/// The container's session keyring; its number.
+pub(super) fn keyring(given: &Given) -> Option<i32> {
+    let keyring = given.plan.keyring.as_ref()?;
+    match join_session_keyring(keyring) {
+        Ok(number) => Some(number),
+        // A kernel without keyrings, or a filter around us that forbids them.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => None,
+        Err(errno) => given.talk.fail(Step::Keyring, errno, keyring.to_bytes()),
+    }
+}
+
+/// Into a running container: its namespaces, its root. What comes back is that root.
+///
+/// Who we are: a child of the runtime, in the container's cgroup or about to be put there, in the caller's namespaces.
+/// Behind us: a process that shows in the container, holding nothing of the host's.
+pub(super) fn container(given: &mut Given) -> OwnedFd {
+    // CVE-2016-9962: from here on nobody inside can trace this process or read its descriptors.
+    prctl::set_dumpable(false).ok();
+    if given.wait_mapped {
+        given.talk.wait_mapped();
+    }
+    let namespaces = &given.plan.namespaces;
+    if let Some(init) = given.joins.first() {
+        join_those_of(given, init, &namespaces.entered);
+    }
+    if namespaces.entered.contains(&Kind::User) {
+        become_root(given);
+    }
+    if let Some(root) = given.root_tree.take() {
+        // A root that is not that of the container's mount namespace, or of no such namespace.
+        let done = fchdir(&root).and_then(|()| chroot("."));
+        given.check(done, Step::Pivot, "");
+    }
+    given.joins.clear();
+    given.host_proc = None;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = chdir("/").and_then(|()| open("/", flags, Mode::empty()));
+    let root = given.check(root, Step::Pivot, "");
+    if namespaces.second_fork == SecondFork::AfterJoining {
+        // ORDER: before it can be seen by the processes of the namespace, one of which may be able to trace it.
+        privileges::close_all_but_ours(given, &[&root], None);
+        go_on_in_a_new_process(given);
+    }
+    die_with_parent();
+    root
+}
+
+/// All namespaces of these kinds that the process behind `init` is in, with one call where the kernel agrees.
+fn join_those_of(given: &Given, init: &OwnedFd, kinds: &[Kind]) {
+    let all = kinds
+        .iter()
+        .fold(CloneFlags::empty(), |flags, kind| flags | clone_flag(*kind));
+    if all.is_empty() {
+        return;
+    }
+    match setns(init, all) {
+        Ok(()) => return,
+        Err(Errno::EPERM) => {}
+        Err(errno) => given
+            .talk
+            .fail(Step::JoinNamespace, errno, b"the container's"),
+    }
+    // Some of them may belong to the caller's user namespace, which has to be joined before it is left; the others only
+    // the container's root may join.
+    let mut late: Vec<Kind> = kinds
+        .iter()
+        .copied()
+        .filter(|kind| *kind == Kind::User || setns(init, clone_flag(*kind)).is_err())
+        .collect();
+    late.sort_by_key(|kind| *kind != Kind::User);
+    for kind in late {
+        given.check(
+            setns(init, clone_flag(kind)),
+            Step::JoinNamespace,
+            name(kind),
+        );
     }
 }
 
 /// Have the keyring that comes next labelled like the payload.
-fn label_keys(given: &Given) {
-    let Some(context) = &given.plan.selinux.process else {
+pub(super) fn label_keys(given: &Given) {
+    let (Some(context), Some(_)) = (&given.plan.selinux.process, &given.plan.keyring) else {
         return;
     };
     let written = open_own(given.host_proc(), "self/attr/keycreate", OFlag::O_WRONLY)

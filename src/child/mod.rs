@@ -49,7 +49,8 @@ pub(crate) struct Given<'a> {
     pub(crate) wait_mapped: bool,
     /// Namespaces that the clone did not make.
     pub(crate) unshare: CloneFlags,
-    /// The namespaces to join, in the plan's order, and the pid namespace, which has its own moment.
+    /// The namespaces to join, in the plan's order, and the pid namespace, which has its own moment. For a process more of
+    /// a container it is one, the pidfd of its init, which stands for all.
     pub(crate) joins: Vec<OwnedFd>,
     pub(crate) pid_namespace: Option<OwnedFd>,
     /// The host's /proc, until the pivot.
@@ -127,6 +128,22 @@ pub(crate) fn main(given: &mut Given) -> ! {
     rootfs::protect_paths(given, &root, null);
     rootfs::propagate(given, &root);
     privileges::names(given);
+    privileges::execution(given);
+    let program = privileges::drop(given, &root);
+    last::words(given, program)
+}
+
+/// Become one more process of a running container.
+pub(crate) fn join(given: &mut Given) -> ! {
+    given.parents_own.drain(..).for_each(close_foreign);
+    enter::die_with_parent();
+    umask(Mode::empty());
+    privileges::confine_from_outside(given);
+    enter::label_keys(given);
+    let root = enter::container(given);
+    enter::keyring(given);
+    rootfs::reopen_null(given, &root);
+    console::open(given, &root);
     privileges::execution(given);
     let program = privileges::drop(given, &root);
     last::words(given, program)

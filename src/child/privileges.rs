@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
 use nix::sys::prctl;
 use nix::sys::stat::{SFlag, fstat, stat, umask};
 use nix::unistd::{
@@ -16,9 +16,11 @@ use nix::unistd::{
 
 use super::{Given, rootfs};
 use crate::handshake::Step;
+use crate::plan::execution::Processors;
 use crate::plan::process::Process;
 use crate::sys::execution::{
-    set_io_priority, set_memory_policy, set_personality, set_scheduler, use_all_processors,
+    set_io_priority, set_memory_policy, set_personality, set_processors, set_scheduler,
+    use_all_processors,
 };
 use crate::sys::fd::{close_between, standard};
 use crate::sys::filter;
@@ -84,12 +86,40 @@ fn write_own(given: &Given, file: &str, word: &[u8]) -> nix::Result<usize> {
     .and_then(|file| write(&file, word))
 }
 
+/// The same for a process that is about to join a container, by the host's /proc. The word outlasts a fork.
+// ORDER: before the container's namespaces, where no mount of proc could be trusted; and while the process may still be
+// looked into, which an ordinary user's own files in /proc depend on.
+pub(super) fn confine_from_outside(given: &Given) {
+    let write_own = |file: &str, word: &[u8]| {
+        let own = PathBuf::from(readlinkat(given.host_proc(), "self")?).join(file);
+        open_beneath(given.host_proc(), &own, OFlag::O_WRONLY).and_then(|file| write(&file, word))
+    };
+    if let Some(profile) = &given.plan.apparmor {
+        let word = [b"exec ", profile.as_bytes()].concat();
+        let written = write_own("attr/apparmor/exec", &word);
+        given.check(written, Step::Apparmor, profile);
+    }
+    if let Some(context) = &given.plan.selinux.process {
+        let written = write_own("attr/exec", context.as_bytes());
+        given.check(written, Step::Selinux, context);
+    }
+}
+
 /// How the payload is executed.
 // ORDER: after the process has come into its cgroup, whose processors these are; before the rights to raise any of it go.
 pub(super) fn execution(given: &Given) {
-    // COMPAT: as in runc, what the caller was confined to is not the container's matter. Without effect it does no harm.
-    use_all_processors().ok();
     let wanted = &given.plan.execution;
+    match &wanted.processors {
+        // COMPAT: as in runc, what the caller was confined to is not the container's matter. Without effect it does no
+        // harm.
+        Processors::All => use_all_processors().unwrap_or(()),
+        Processors::AsTheyAre => {}
+        Processors::These(processors) => given.check(
+            set_processors(processors),
+            Step::Execution,
+            "process.execCPUAffinity.final",
+        ),
+    }
     if let Some(scheduler) = &wanted.scheduler {
         given.check(
             set_scheduler(scheduler),
@@ -131,6 +161,13 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     become_user(given, plan);
     stand_in_cwd(given, root, entered);
     let path = find(given, plan);
+    let mut env = with_home(plan, home);
+    if given.plan.names_own_pid {
+        let mut line = String::from("LISTEN_PID=");
+        line.push_str(&nix::unistd::getpid().to_string());
+        env.retain(|line| !line.to_bytes().starts_with(b"LISTEN_PID="));
+        env.extend(CString::new(line));
+    }
     let mut program = Program {
         path: given.check(
             CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL),
@@ -138,7 +175,7 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
             &path,
         ),
         args: ExecArray::new(plan.args.clone()),
-        env: ExecArray::new(with_home(plan, home)),
+        env: ExecArray::new(env),
         state: match given.start_container.is_empty() {
             true => Vec::new(),
             false => (given.state)("created", nix::unistd::getpid().as_raw()),

@@ -9,6 +9,7 @@
 mod create;
 mod delete;
 mod events;
+mod exec;
 mod features;
 mod generate;
 mod kill;
@@ -136,10 +137,11 @@ const fn entry<V: Verb>() -> Entry {
     }
 }
 
-const VERBS: [Entry; 15] = [
+const VERBS: [Entry; 16] = [
     entry::<create::Create>(),
     entry::<delete::Delete>(),
     entry::<events::Events>(),
+    entry::<exec::Exec>(),
     entry::<features::Features>(),
     entry::<generate::Generate>(),
     entry::<kill::Kill>(),

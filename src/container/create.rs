@@ -315,6 +315,7 @@ impl<'a> Draft<'a> {
             annotations: self.annotations.clone(),
             cgroup: self.place.path().map(Path::to_owned),
             unit: self.place.unit().cloned(),
+            no_new_keyring: self.options.no_new_keyring,
             own_pid_namespace: self.plan.namespaces.is_new(Kind::Pid),
             poststart: hooks.poststart().clone().unwrap_or_default(),
             poststop: hooks.poststop().clone().unwrap_or_default(),
@@ -433,7 +434,7 @@ fn resolve_root(bundle: &Bundle) -> Result<PathBuf> {
 }
 
 // COMPAT: runc's words for the two ways in which terminal, console socket and detaching contradict each other.
-fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Result<()> {
+pub(super) fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Result<()> {
     if detached && terminal && !socket {
         bail!("cannot allocate tty if runc will detach without setting console socket");
     }
@@ -444,7 +445,7 @@ fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Result<()> {
 }
 
 /// How many sockets the service manager passed to this very process (sd_listen_fds(3)).
-fn listen_fds() -> u32 {
+pub(super) fn listen_fds() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     if number("LISTEN_PID") != Some(std::process::id()) {
         return 0;
@@ -452,7 +453,7 @@ fn listen_fds() -> u32 {
     number("LISTEN_FDS").unwrap_or(0)
 }
 
-fn inherited_fds(listen: u32, preserve: u32) -> Result<u32> {
+pub(super) fn inherited_fds(listen: u32, preserve: u32) -> Result<u32> {
     let all = listen
         .checked_add(preserve)
         .context("--preserve-fds: too many descriptors")?;

@@ -21,6 +21,7 @@
 //! lock, so a create that hangs holds up none of them. Status is never stored (`state.rs` derives it).
 
 mod create;
+mod exec;
 pub(crate) mod foreground;
 #[cfg(feature = "_fuzz")]
 pub(crate) mod fuzz;
@@ -42,6 +43,7 @@ use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
 use oci_spec::runtime::LinuxResources;
 
 pub(crate) use create::{create, run};
+pub(crate) use exec::{ExecOptions, ProcessOptions, Wanted, exec};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
 use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Watch, keeps_failed};
@@ -174,6 +176,11 @@ impl Container {
 
     pub(crate) fn status(&self) -> Status {
         self.dir.status(&self.record)
+    }
+
+    /// The configuration that it was made from.
+    fn config(&self) -> Result<Vec<u8>> {
+        self.dir.config()
     }
 }
 

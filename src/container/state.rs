@@ -86,6 +86,9 @@ pub(crate) struct Record {
     /// The unit of systemd's that has it, with the systemd driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unit: Option<Unit>,
+    /// Whether it has no session keyring of its own.
+    #[serde(default)]
+    pub(crate) no_new_keyring: bool,
     /// Whether killing the init ends every process of the container.
     pub(crate) own_pid_namespace: bool,
     #[serde(default)]
@@ -354,6 +357,12 @@ impl Dir {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
         }
+    }
+
+    /// The text of the configuration that the container was made from.
+    pub(crate) fn config(&self) -> Result<Vec<u8>> {
+        let path = self.path.join(CONFIG);
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
     }
 
     /// The container's status, seen by somebody who does not hold the lock.

@@ -2,9 +2,12 @@
 //! back when anything fails. Every container process comes through here.
 
 pub(crate) mod cache;
+mod join;
 mod network;
 mod notify;
 mod sources;
+
+pub(crate) use join::{Joining, join};
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -402,7 +405,10 @@ fn converse(
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),
             Heard::Ready(None) => return Ok(()),
-            Heard::Ready(Some(listener)) => return notify::hand_over(request, launched, listener),
+            Heard::Ready(Some(listener)) => {
+                let state = (request.state)("creating", launched.pid().as_raw());
+                return notify::hand_over(request.plan.agent.as_ref(), &state, launched, listener);
+            }
             Heard::Failed(failure) => return Err(explain(request.plan, &failure)),
             Heard::End => bail!(
                 "unable to start container process: the container's process died while it was set up"

@@ -7,22 +7,28 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Launched, Request};
+use super::Launched;
+use crate::plan::seccomp::Agent;
 use crate::sys::{fd, pidfd};
 
-/// Take the listener with this number from the waiting process and send it, with the container process state.
+/// Take the listener with this number from the waiting process and send it to `agent`, with the container process state,
+/// of which `state` is the container's part.
 ///
 /// # Errors
 /// The profile names no listener, nobody listens there, or the process may not be looked into: an ordinary user may not
 /// where the process was made by one who is not dumpable.
-pub(super) fn hand_over(request: &Request, launched: &Launched, number: RawFd) -> Result<()> {
-    let Some(agent) = &request.plan.agent else {
+pub(super) fn hand_over(
+    agent: Option<&Agent>,
+    state: &[u8],
+    launched: &Launched,
+    number: RawFd,
+) -> Result<()> {
+    let Some(agent) = agent else {
         bail!("linux.seccomp.listenerPath: seccomp listenerPath is not set");
     };
     let listener = pidfd::take(launched.pidfd(), number)
         .context("take the listener of the seccomp filter from the container's process")?;
-    let state = (request.state)("creating", launched.pid().as_raw());
-    let state: Value = serde_json::from_slice(&state).context("the container's state")?;
+    let state: Value = serde_json::from_slice(state).context("the container's state")?;
     let message = json!({
         "ociVersion": state["ociVersion"],
         "fds": ["seccompFd"],

@@ -1,12 +1,14 @@
 //! How the payload is executed, besides as whom: scheduling, I/O priority, personality and memory policy (config.md, POSIX process; config-linux.md, personality and memory policy).
 
+use std::collections::BTreeSet;
+
 use oci_spec::runtime::{
     IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
     LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType,
     Scheduler, Spec,
 };
 
-use crate::spec::numbers_of_list;
+use crate::spec::{numbers_of_list, processors_of_list};
 use crate::sys::execution::{MemoryPolicy, SchedulerAttributes};
 
 /// None is what the process has from the runtime.
@@ -18,6 +20,20 @@ pub(crate) struct Execution {
     /// The execution domain of personality(2).
     pub(crate) personality: Option<u64>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
+    /// On which processors the runtime is before a process more of a container comes into its cgroup.
+    pub(crate) first_processors: Option<BTreeSet<u32>>,
+    pub(crate) processors: Processors,
+}
+
+/// On which processors the payload runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Processors {
+    /// Every one that its cgroup has.
+    #[default]
+    All,
+    /// Those that the kernel makes of the ones before, when the process comes into its cgroup.
+    AsTheyAre,
+    These(BTreeSet<u32>),
 }
 
 impl Execution {
@@ -36,6 +52,30 @@ impl Execution {
             memory_policy: linux
                 .and_then(|l| l.memory_policy().as_ref())
                 .map(memory_policy),
+            // config.md, execCPUAffinity: not for a container's first process.
+            first_processors: None,
+            processors: Processors::All,
+        }
+    }
+
+    /// The same for a process more of a container.
+    pub(super) fn of_joining(spec: &Spec) -> Self {
+        let affinity = spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.exec_cpu_affinity().as_ref());
+        let list = |list: &Option<String>| {
+            processors_of_list(list.as_deref()?).filter(|processors| !processors.is_empty())
+        };
+        Self {
+            first_processors: affinity.and_then(|affinity| list(affinity.initial())),
+            processors: match affinity {
+                None => Processors::All,
+                // config.md: not to be changed.
+                Some(affinity) => list(affinity.cpu_affinity_final())
+                    .map_or(Processors::AsTheyAre, Processors::These),
+            },
+            ..Self::new(spec)
         }
     }
 }
@@ -162,6 +202,7 @@ mod tests {
                 mode: 0x8003,
                 nodes: [0, 1, 64].into(),
             }),
+            ..Execution::default()
         };
         assert_eq!(found, wanted);
     }

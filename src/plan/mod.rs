@@ -185,6 +185,8 @@ pub(crate) struct Plan {
     pub(crate) apparmor: Option<String>,
     pub(crate) selinux: Selinux,
     pub(crate) process: Process,
+    /// Whether `LISTEN_PID` is added to the environment, with the number that the payload turns out to have.
+    pub(crate) names_own_pid: bool,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
     /// Who answers what the seccomp filter notifies of; none where nothing does.
@@ -311,6 +313,7 @@ impl Plan {
             selinux,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             net_devices: net_devices(linux.net_devices().iter().flatten()),
+            names_own_pid: false,
             inherited_fds: options.inherited_fds,
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
             hooks: spec.hooks().clone().unwrap_or_default(),
@@ -332,6 +335,99 @@ impl Plan {
             fill_dev,
             keyring,
             process,
+            warnings,
+        })
+    }
+}
+
+impl Plan {
+    /// The plan for a process more in a running container: `spec` is the container's configuration with this process in
+    /// it, `differing` the namespaces in which the container's init differs from the caller.
+    ///
+    /// # Errors
+    /// As for [`Plan::init`].
+    pub(crate) fn join(
+        spec: &Spec,
+        options: &Options,
+        differing: &[Kind],
+        host: &Host,
+    ) -> Result<Self> {
+        let process = spec
+            .process()
+            .as_ref()
+            .context("process property must not be empty")?;
+        let namespaces = Namespaces::of_container(differing);
+        let user_namespace = namespaces.has(Kind::User);
+        let available = if user_namespace {
+            ALL_CAPABILITIES
+        } else {
+            host.capabilities
+        };
+        let apparmor = process
+            .apparmor_profile()
+            .clone()
+            .filter(|profile| !profile.is_empty());
+        if apparmor.is_some() && !host.has_apparmor() {
+            bail!("process.apparmorProfile: apparmor: config provided but apparmor not supported");
+        }
+        let absent = Linux::default();
+        let linux = spec.linux().as_ref().unwrap_or(&absent);
+        let selinux = Selinux {
+            mounts: None,
+            ..Selinux::new(spec, linux, host)?
+        };
+        let (mut process, warnings) = Process::new(process, available)?;
+        if options.listen_fds > 0 {
+            process.env.push(std::ffi::CString::new(format!(
+                "LISTEN_FDS={}",
+                options.listen_fds
+            ))?);
+        }
+        let keyring = (!options.no_new_keyring)
+            .then(|| std::ffi::CString::new(format!("_ses.{}", options.id)))
+            .transpose()
+            .context("container id")?;
+        Ok(Self {
+            // The container's root as it is, and nothing mounted over its console.
+            root: Root {
+                path: options.root.clone(),
+                read_only: false,
+                switch: Switch::Chroot,
+                setup: (Reach::Tree, Change::propagation(libc::MS_SLAVE)),
+                finally: None,
+            },
+            namespaces,
+            maps: None,
+            expected_maps: None,
+            time_offsets: String::new(),
+            mounts: Vec::new(),
+            id_maps: Vec::new(),
+            parent_clones_sources: false,
+            nodes: Vec::new(),
+            making: Making::Bind,
+            fill_dev: false,
+            masked: Vec::new(),
+            read_only: Vec::new(),
+            hostname: None,
+            domainname: None,
+            sysctl: Vec::new(),
+            net_devices: Vec::new(),
+            keyring,
+            execution: Execution::of_joining(spec),
+            apparmor,
+            selinux,
+            process,
+            names_own_pid: options.listen_fds > 0,
+            inherited_fds: options.inherited_fds,
+            hooks: Hooks::default(),
+            agent: linux.seccomp().as_ref().and_then(seccomp::agent),
+            control: Control {
+                path: None,
+                resources: LinuxResources::default(),
+                restrict_devices: false,
+                delegate_to: None,
+                rdt: None,
+            },
             warnings,
         })
     }

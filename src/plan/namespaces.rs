@@ -52,6 +52,8 @@ pub(crate) struct Namespaces {
     /// A new time namespace: unshared and entered by the child, since its offsets freeze at entry.
     pub(crate) new_time: bool,
     pub(crate) second_fork: SecondFork,
+    /// Those of a running container that a process more enters, all by its init.
+    pub(crate) entered: Vec<Kind>,
     origins: Vec<(Kind, Origin)>,
 }
 
@@ -127,8 +129,23 @@ impl Namespaces {
             user_after_joins,
             new_time: origin(Kind::Time) == Origin::New,
             second_fork,
+            entered: Vec::new(),
             origins: kinds.map(|kind| (kind, origin(kind))).collect(),
         }
+    }
+
+    /// For a process more in a running container, whose init has these in a different shape than the caller.
+    pub(crate) fn of_container(differing: &[Kind]) -> Self {
+        let mut namespaces = Self::new(&[]);
+        namespaces.entered = differing.to_vec();
+        namespaces.origins = differing
+            .iter()
+            .map(|kind| (*kind, Origin::Joined))
+            .collect();
+        if differing.contains(&Kind::Pid) {
+            namespaces.second_fork = SecondFork::AfterJoining;
+        }
+        namespaces
     }
 
     pub(crate) fn origin(&self, kind: Kind) -> Origin {

@@ -110,6 +110,30 @@ pub(super) fn resources(raw: &[u8]) -> Result<LinuxResources> {
         .unwrap_or_default())
 }
 
+/// The same for a process by itself, which may hold whatever `process` of a config.json may.
+pub(super) fn process(text: &[u8]) -> Result<Decoded> {
+    // One value and nothing behind it, so that it can stand in another.
+    serde_json::from_slice::<serde::de::IgnoredAny>(text).map_err(|e| anyhow!("{e}"))?;
+    if !text.trim_ascii_start().starts_with(b"{") {
+        bail!("invalid type: an object is expected");
+    }
+    let config = [
+        br#"{"ociVersion":"1.0.0","process":"#.as_slice(),
+        text,
+        b"}",
+    ]
+    .concat();
+    decode(&config).map_err(|error| {
+        let text = error.to_string();
+        anyhow!(
+            "{}",
+            text.strip_prefix("config.json: ")
+                .unwrap_or(&text)
+                .to_owned()
+        )
+    })
+}
+
 fn decode_again(raw: &[u8]) -> Result<Decoded> {
     let mut config: Value = serde_json::from_slice(raw).map_err(|e| anyhow!("config.json: {e}"))?;
     if config.is_null() {

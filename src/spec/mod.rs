@@ -19,9 +19,11 @@ use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::Mode;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 
-pub(crate) use check::{Context, Fault, may_replace_in_proc, numbers_of_list, sysctl_path};
+pub(crate) use check::{
+    Context, Fault, may_replace_in_proc, numbers_of_list, processors_of_list, sysctl_path,
+};
 pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 
@@ -77,6 +79,48 @@ impl Bundle {
             spec: decoded.spec,
             warnings: decoded.warnings,
             faults: decoded.faults,
+        })
+    }
+
+    /// The configuration that a container was made from, as it was kept then, and the bundle's directory, which may be gone.
+    pub(crate) fn kept(path: PathBuf, raw: Vec<u8>) -> Result<Self> {
+        let decoded = decode::decode(&raw)?;
+        Ok(Self {
+            path,
+            raw,
+            spec: decoded.spec,
+            warnings: Vec::new(),
+            faults: Vec::new(),
+        })
+    }
+
+    /// Put another process in the place of the configuration's: `text` is what stands in config.json as `process`.
+    ///
+    /// # Errors
+    /// As for [`Bundle::open`].
+    pub(crate) fn take_process(&mut self, text: &[u8]) -> Result<()> {
+        let decoded = decode::process(text)?;
+        self.spec.set_process(decoded.spec.process().clone());
+        self.warnings.extend(decoded.warnings);
+        self.faults.extend(decoded.faults);
+        Ok(())
+    }
+
+    /// Change the configuration's process.
+    pub(crate) fn edit_process(&mut self, edit: impl FnOnce(&mut Process)) {
+        if let Some(process) = self.spec.process_mut() {
+            edit(process);
+        }
+    }
+
+    /// The first rule that the process breaks; what the rest of the configuration broke was refused with the container.
+    pub(crate) fn check_process(&self, how: &Context) -> Option<Fault> {
+        let faults = self.check(how);
+        faults.into_iter().find(|fault| {
+            fault
+                .field
+                .strip_prefix("process")
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         })
     }
 

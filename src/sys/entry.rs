@@ -92,7 +92,7 @@ unsafe extern "C" fn execute_again(stack: *const usize) {
 /// Relative paths, of which there are none, begin here.
 const HERE: usize = libc::AT_FDCWD as usize;
 
-/// Whether one of the arguments is the word `create` or `run`, whatever is meant by it.
+/// Whether one of the arguments is one of the words `create`, `run` and `exec`, whatever is meant by it.
 ///
 /// # Safety
 /// `argv` is an array of strings that ends with null.
@@ -101,7 +101,8 @@ unsafe fn makes_a_process(argv: *const *const c_char) -> bool {
     // SAFETY: not read past the null.
     unsafe {
         while !(*at).is_null() {
-            if is(*at, c"create".as_ptr()) || is(*at, c"run".as_ptr()) {
+            if is(*at, c"create".as_ptr()) || is(*at, c"run".as_ptr()) || is(*at, c"exec".as_ptr())
+            {
                 return true;
             }
             at = at.add(1);

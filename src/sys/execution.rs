@@ -50,6 +50,25 @@ pub(crate) fn use_all_processors() -> nix::Result<()> {
     Errno::result(done).map(drop)
 }
 
+/// Let this thread run on these processors only: sched_setaffinity(2). EINVAL where it may use none of them.
+pub(crate) fn set_processors(processors: &BTreeSet<u32>) -> nix::Result<()> {
+    let words = processors.last().map_or(1, |last| *last as usize / 64 + 1);
+    let mut mask = vec![0u64; words];
+    for processor in processors {
+        mask[*processor as usize / 64] |= 1 << (processor % 64);
+    }
+    // SAFETY: the kernel reads at most the size that is said.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            0,
+            words * size_of::<u64>(),
+            mask.as_ptr(),
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
 /// The I/O priority of this thread: ioprio_set(2).
 pub(crate) fn set_io_priority(priority: i32) -> nix::Result<()> {
     /// linux/ioprio.h.

@@ -231,12 +231,26 @@ pub(crate) fn setdomainname(name: &[u8]) -> nix::Result<()> {
     Errno::result(unsafe { libc::setdomainname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
-/// Join a new session keyring of this name (keyctl(2)); the payload then shares none with its caller.
-pub(crate) fn join_session_keyring(name: &CStr) -> nix::Result<()> {
+/// Join the session keyring of this name (keyctl(2)), or a new one where there is none that may be searched; the payload
+/// then shares none with its caller. The number of the keyring.
+pub(crate) fn join_session_keyring(name: &CStr) -> nix::Result<i32> {
     /// `KEYCTL_JOIN_SESSION_KEYRING` of linux/keyctl.h.
     const JOIN_SESSION_KEYRING: c_int = 1;
     // SAFETY: the name is null-terminated and only read.
-    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
+    let serial = Errno::result(unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr())
+    })?;
+    i32::try_from(serial).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// Let processes of the keyring's user find it by its name: what a new session keyring permits, and to search it.
+pub(crate) fn let_keyring_be_found(serial: i32) -> nix::Result<()> {
+    /// `KEYCTL_SETPERM` of linux/keyctl.h.
+    const SETPERM: c_int = 5;
+    /// keyctl_setperm(3): everything for who possesses it; for its user view, read, search and link.
+    const PERMISSIONS: u32 = 0x3f00_0000 | 0x0001_0000 | 0x0002_0000 | 0x0008_0000 | 0x0010_0000;
+    // SAFETY: numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, serial, PERMISSIONS) })
         .map(drop)
 }
 

@@ -17,6 +17,7 @@ mod console;
 mod devices;
 mod errors;
 mod events;
+mod exec;
 mod execution;
 mod faults;
 mod features;

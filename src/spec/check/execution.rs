@@ -10,6 +10,8 @@ use super::Check;
 
 /// The largest number of a NUMA node that a kernel can be built for is 1023 (CONFIG_NODES_SHIFT).
 const NODES: u32 = 1024;
+/// As many processors as any kernel can be built for (CONFIG_NR_CPUS).
+const PROCESSORS: u32 = 8192;
 
 /// sched_setattr(2). COMPAT: the words are runc's.
 pub(super) fn scheduler_has_what_its_policy_takes(check: &mut Check<'_>) {
@@ -98,9 +100,37 @@ fn nodes(policy: &LinuxMemoryPolicy) -> Option<BTreeSet<u32>> {
     numbers_of_list(policy.nodes().as_deref().unwrap_or_default())
 }
 
+/// config.md, execCPUAffinity; that it is a list, the decoder has seen.
+pub(super) fn affinity_is_of_processors(check: &mut Check<'_>) {
+    let Some(affinity) = check.process().and_then(|p| p.exec_cpu_affinity().as_ref()) else {
+        return;
+    };
+    for (member, list) in [
+        ("initial", affinity.initial()),
+        ("final", affinity.cpu_affinity_final()),
+    ] {
+        let list = list.as_deref().unwrap_or_default();
+        if processors_of_list(list).is_none() {
+            check.say(
+                format!("process.execCPUAffinity.{member}"),
+                format!("invalid list of processors {list:?}"),
+            );
+        }
+    }
+}
+
 /// The numbers of a list like `0-3,8`, as the kernel writes processors and nodes (cpuset(7), list format); none where it
 /// is not one, or names a node that cannot be.
 pub(crate) fn numbers_of_list(list: &str) -> Option<BTreeSet<u32>> {
+    numbers_below(list, NODES)
+}
+
+/// The same for processors.
+pub(crate) fn processors_of_list(list: &str) -> Option<BTreeSet<u32>> {
+    numbers_below(list, PROCESSORS)
+}
+
+fn numbers_below(list: &str, end: u32) -> Option<BTreeSet<u32>> {
     let mut numbers = BTreeSet::new();
     for part in list
         .split(',')
@@ -110,7 +140,7 @@ pub(crate) fn numbers_of_list(list: &str) -> Option<BTreeSet<u32>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |text: &str| text.trim().parse::<u32>().ok();
         let (first, last) = (number(first)?, number(last)?);
-        if first > last || last >= NODES {
+        if first > last || last >= end {
             return None;
         }
         numbers.extend(first..=last);

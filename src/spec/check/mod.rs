@@ -20,7 +20,7 @@ use oci_spec::runtime::{
     LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec,
 };
 
-pub(crate) use execution::numbers_of_list;
+pub(crate) use execution::{numbers_of_list, processors_of_list};
 pub(crate) use mounts::may_replace_in_proc;
 pub(crate) use namespaces::sysctl_path;
 
@@ -171,6 +171,7 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Scheduler, execution::scheduler_has_what_its_policy_takes),
     (Stage::IoPriority, execution::io_priority_is_a_level),
     (Stage::MemoryPolicy, execution::memory_policy_has_its_nodes),
+    (Stage::Process, execution::affinity_is_of_processors),
     (Stage::Process, process::rlimits_are_single_and_ordered),
     (Stage::Process, process::ids_are_ids),
     (Stage::Process, process::ids_are_mapped),
