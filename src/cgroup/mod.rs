@@ -46,7 +46,7 @@ use files::Need;
 pub(crate) use files::{Limit, limits};
 use place::names;
 pub(crate) use place::{Driver, Place, of, own};
-pub(crate) use resctrl::{Membership, Resctrl, Traces};
+pub(crate) use resctrl::{Membership, Resctrl, Schemata, Traces};
 pub(crate) use stats::{Happened, Stats, Watch};
 pub(crate) use systemd::{Scope, Unit, keeps_failed};
 pub(crate) use update::update_nothing;

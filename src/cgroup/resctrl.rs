@@ -79,6 +79,43 @@ fn inside(class: &str) -> &Path {
     Path::new(if class == ROOT { "." } else { class })
 }
 
+/// Other schemata for the class that a container is in, one for each resource; none stays as it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Schemata {
+    pub(crate) l3_cache: Option<String>,
+    pub(crate) memory_bandwidth: Option<String>,
+}
+
+impl Schemata {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.l3_cache.is_none() && self.memory_bandwidth.is_none()
+    }
+
+    /// Whether the processor, and so `resctrl`, can do what is asked for. COMPAT: runc's words.
+    pub(crate) fn are_possible(&self, resctrl: Option<&Resctrl>) -> Result<()> {
+        let has = |resource: &str| {
+            let info = Path::new("info").join(resource);
+            resctrl.is_some_and(|resctrl| open_dir(&resctrl.root, &info).is_ok())
+        };
+        if self.l3_cache.is_some() && !has("L3") {
+            bail!("--l3-cache-schema: Intel RDT/CAT: l3 cache schema is not enabled");
+        }
+        if self.memory_bandwidth.is_some() && !has("MB") {
+            bail!("--mem-bw-schema: Intel RDT/MBA: memory bandwidth schema is not enabled");
+        }
+        Ok(())
+    }
+
+    /// The text for a class's `schemata`: the cache first, as config-linux.md has it.
+    fn text(&self) -> String {
+        let both = [&self.l3_cache, &self.memory_bandwidth];
+        both.into_iter()
+            .flatten()
+            .map(|lines| format!("{}\n", lines.trim_end()))
+            .collect()
+    }
+}
+
 /// What a container leaves there, for the command that deletes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Traces {
@@ -120,6 +157,21 @@ impl Traces {
             })?;
         }
         Ok(())
+    }
+
+    /// Give the class other schemata: all of them, or none. Whoever shares the class has them too.
+    pub(crate) fn update(&self, resctrl: &Resctrl, schemata: &Schemata) -> Result<()> {
+        let text = schemata.text();
+        let written = resctrl
+            .class(&self.class)
+            .and_then(|class| write_file(&class, Path::new("schemata"), &text));
+        written.map_err(|errno| {
+            let what = format!(
+                "write {text:?} to schemata of resctrl class {:?}",
+                self.class
+            );
+            resctrl.explain(&what, errno)
+        })
     }
 
     /// Remove what was made for the container; what is gone already is done.
@@ -504,6 +556,36 @@ mod tests {
         tree.empty("gold");
         membership.undo().unwrap();
         assert!(!tree.has("gold"));
+    }
+
+    #[test]
+    fn other_schemata_are_written_where_the_processor_has_the_resource() {
+        let tree = Tree::new();
+        let traces = Traces {
+            class: "gold".into(),
+            ..Traces::default()
+        };
+        let both = Schemata {
+            l3_cache: Some("L3:0=3".into()),
+            memory_bandwidth: Some("MB:0=30\n".into()),
+        };
+        let possible = |schemata: &Schemata, resctrl: Option<&Resctrl>| {
+            schemata.are_possible(resctrl).map_err(|e| e.to_string())
+        };
+        let resctrl = tree.resctrl();
+        assert_eq!(
+            possible(&both, Some(&resctrl)).unwrap_err(),
+            "--l3-cache-schema: Intel RDT/CAT: l3 cache schema is not enabled"
+        );
+        tree.write("info/L3/cbm_mask", "7ff\n");
+        possible(&both, Some(&resctrl)).unwrap();
+        possible(&Schemata::default(), None).unwrap();
+        assert!(possible(&both, None).is_err());
+        let missing = traces.update(&resctrl, &both).unwrap_err().to_string();
+        assert!(missing.contains("resctrl class \"gold\""), "{missing}");
+        tree.fill("gold");
+        traces.update(&resctrl, &both).unwrap();
+        assert!(tree.read("gold/schemata").starts_with("L3:0=3\nMB:0=30\n"));
     }
 
     #[test]

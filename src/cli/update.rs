@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::{Count, Global, Verb, only_id};
-use crate::container;
+use crate::container::{self, Schemata};
 use crate::report;
 use crate::spec;
 
@@ -105,7 +105,6 @@ impl Verb for Update {
         let raw = match &self.resources {
             Some(file) => read(file)?,
             None => {
-                self.refuse_rdt()?;
                 if self.kernel_memory.is_some() || self.kernel_memory_tcp.is_some() {
                     report::warn(format_args!(
                         "kernel memory settings are ignored and will be removed"
@@ -114,7 +113,8 @@ impl Verb for Update {
                 self.to_json()?.to_string().into_bytes()
             }
         };
-        container::update(&global.root, &id, &spec::resources(&raw)?)?;
+        let resources = spec::resources(&raw)?;
+        container::update(&global.root, &id, &resources, &self.schemata())?;
         Ok(0)
     }
 }
@@ -130,19 +130,16 @@ fn read(file: &std::path::Path) -> Result<Vec<u8>> {
 }
 
 impl Update {
-    /// COMPAT: runc's words for a container that has no Intel RDT group, as here none has.
-    fn refuse_rdt(&self) -> Result<()> {
-        if self
-            .l3_cache_schema
-            .as_deref()
-            .is_some_and(|s| !s.is_empty())
-        {
-            bail!("--l3-cache-schema: Intel RDT/CAT: l3 cache schema is not enabled");
+    /// COMPAT: with a file of resources all other options are ignored, and it has none of these.
+    fn schemata(&self) -> Schemata {
+        let given = |schema: &Option<String>| {
+            let schema = schema.clone().filter(|schema| !schema.is_empty());
+            schema.filter(|_| self.resources.is_none())
+        };
+        Schemata {
+            l3_cache: given(&self.l3_cache_schema),
+            memory_bandwidth: given(&self.mem_bw_schema),
         }
-        if self.mem_bw_schema.as_deref().is_some_and(|s| !s.is_empty()) {
-            bail!("--mem-bw-schema: Intel RDT/MBA: memory bandwidth schema is not enabled");
-        }
-        Ok(())
     }
 
     /// The options as `linux.resources`. What is not given is not there.

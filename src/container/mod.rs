@@ -46,8 +46,8 @@ pub(crate) use create::{create, run};
 pub(crate) use exec::{ExecOptions, ProcessOptions, Wanted, exec};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
-use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Watch, keeps_failed};
-pub(crate) use crate::cgroup::{Driver, Happened, Stats};
+use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Traces, Watch, keeps_failed};
+pub(crate) use crate::cgroup::{Driver, Happened, Schemata, Stats};
 use crate::hooks::{self, Prepared};
 use crate::report;
 use crate::sys::pidfd;
@@ -422,7 +422,12 @@ pub(crate) fn resume(root: &Path, id: &Id) -> Result<()> {
 /// Gives the container other limits; those that `resources` does not speak of stay. Device rules are left as they are.
 ///
 /// Errors: [`Fault::NotRunning`]; a limit that cannot be, after which the earlier ones hold again.
-pub(crate) fn update(root: &Path, id: &Id, resources: &LinuxResources) -> Result<()> {
+pub(crate) fn update(
+    root: &Path,
+    id: &Id,
+    resources: &LinuxResources,
+    schemata: &Schemata,
+) -> Result<()> {
     let able = |status| match status {
         Status::Created | Status::Running | Status::Paused => Ok(()),
         _ => Err(Fault::NotRunning),
@@ -433,10 +438,26 @@ pub(crate) fn update(root: &Path, id: &Id, resources: &LinuxResources) -> Result
     let record = locked.record()?.ok_or(Fault::NotFound)?;
     able(locked.status(&record))?;
     report::debug!("update {id}");
+    let class = match schemata.is_empty() {
+        true => None,
+        false => Some(class_of(&record, schemata)?),
+    };
     match open_cgroup(&record)? {
         Some(cgroup) => cgroup.update(resources, record.unit.as_ref()),
         None => crate::cgroup::update_nothing(resources),
-    }
+    }?;
+    class.map_or(Ok(()), |(traces, resctrl)| {
+        traces.update(&resctrl, schemata)
+    })
+}
+
+/// The class in resctrl that a container has asked for, where it can have these schemata.
+fn class_of<'a>(record: &'a Record, schemata: &Schemata) -> Result<(&'a Traces, Resctrl)> {
+    let resctrl = Resctrl::probe()?;
+    schemata.are_possible(resctrl.as_ref())?;
+    record.rdt.as_ref().zip(resctrl).context(
+        "the container's config.json has no linux.intelRdt, so that it has no class to change",
+    )
 }
 
 /// What a running container uses and what happens to it.
