@@ -7,11 +7,13 @@
 //!
 //! The log belongs to the parent. Nothing here may be called after the clone in the child.
 
+use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,49 +32,128 @@ pub(crate) enum Format {
     Json,
 }
 
+/// Of what the log is told. In order: each level has what the ones before it have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Error,
+    #[default]
+    Warning,
+    Debug,
+}
+
+impl Level {
+    /// The word of a log line.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Debug => "debug",
+        }
+    }
+
+    /// syslog(3).
+    fn priority(self) -> u8 {
+        match self {
+            Self::Error => 3,
+            Self::Warning => 4,
+            Self::Debug => 7,
+        }
+    }
+}
+
+/// Where the log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Stderr,
+    File(PathBuf),
+    /// The system's log, under this name.
+    Syslog(String),
+    /// systemd's journal, under this name.
+    Journal(String),
+}
+
+impl Target {
+    /// COMPAT: crun's `file:PATH`, `syslog:NAME` and `journald:NAME`; anything else is a path. Without a name it is
+    /// `program`.
+    pub(crate) fn parse(text: &OsStr, program: &str) -> Self {
+        let named = |name: &str| match name {
+            "" => program.to_owned(),
+            name => name.to_owned(),
+        };
+        let words = text.to_str().and_then(|text| text.split_once(':'));
+        match words {
+            Some(("file", path)) => Self::File(path.into()),
+            Some(("syslog", name)) => Self::Syslog(named(name)),
+            Some(("journald", name)) => Self::Journal(named(name)),
+            _ => Self::File(text.into()),
+        }
+    }
+
+    fn open(&self) -> Result<Sink> {
+        Ok(match self {
+            Self::Stderr => Sink::Stderr,
+            Self::File(path) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o644)
+                .custom_flags(nix::libc::O_SYNC)
+                .open(path)
+                .map(Sink::File)
+                .with_context(|| format!("open log file {}", path.display()))?,
+            Self::Syslog(name) => Sink::Syslog(socket("/dev/log")?, name.clone()),
+            Self::Journal(name) => {
+                Sink::Journal(socket("/run/systemd/journal/socket")?, name.clone())
+            }
+        })
+    }
+}
+
+fn socket(path: &str) -> Result<UnixDatagram> {
+    let connected = UnixDatagram::unbound().and_then(|socket| {
+        socket.connect(path)?;
+        // A log that does not keep up is no reason to wait.
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    });
+    connected.with_context(|| format!("open log {path}"))
+}
+
+/// An open log.
+#[derive(Debug)]
+enum Sink {
+    Stderr,
+    File(File),
+    Syslog(UnixDatagram, String),
+    Journal(UnixDatagram, String),
+}
+
 #[derive(Debug)]
 struct Log {
     program: String,
-    file: Option<File>,
+    sink: Sink,
     format: Format,
-    debug: bool,
+    level: Level,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Opens the log and fixes how lines are written from here on.
 ///
-/// `program` is the name that messages use. Without `file` the log is stderr. Errors: the file cannot be opened.
-pub(crate) fn set_up(
-    program: &str,
-    file: Option<&Path>,
-    format: Format,
-    debug: bool,
-) -> Result<()> {
-    let file = file
-        .map(|path| {
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o644)
-                .custom_flags(nix::libc::O_SYNC)
-                .open(path)
-                .with_context(|| format!("open log file {}", path.display()))
-        })
-        .transpose()?;
+/// `program` is the name that messages use. Errors: the log cannot be opened.
+pub(crate) fn set_up(program: &str, target: &Target, format: Format, level: Level) -> Result<()> {
     // A second call changes nothing: the first log stands for the whole command.
     drop(LOG.set(Log {
         program: program.to_owned(),
-        file,
+        sink: target.open()?,
         format,
-        debug,
+        level,
     }));
     Ok(())
 }
 
 /// Whether `--debug` was given; one load, so a step costs nothing when it is off.
 pub(crate) fn debugging() -> bool {
-    LOG.get().is_some_and(|log| log.debug)
+    LOG.get().is_some_and(|log| log.level == Level::Debug)
 }
 
 /// Reports one step of the work under `--debug`: `debug!("create cgroup {path}")`. The text is not formatted otherwise.
@@ -89,14 +170,8 @@ pub(crate) use debug;
 pub(crate) fn step(module: &str, file: &str, line: u32, text: fmt::Arguments<'_>) {
     let Some(log) = LOG.get() else { return };
     let place = format!("{file}:{line}");
-    let line = log_line(
-        log.format,
-        SystemTime::now(),
-        "debug",
-        &text.to_string(),
-        &[("func", module), ("file", &place)],
-    );
-    log.write(&line);
+    let extra = [("func", module), ("file", place.as_str())];
+    log.write(SystemTime::now(), Level::Debug, &text.to_string(), &extra);
 }
 
 /// Warns the operator of something that was tolerated.
@@ -106,8 +181,9 @@ pub(crate) fn warn(text: fmt::Arguments<'_>) {
     let text = text.to_string();
     let now = SystemTime::now();
     match LOG.get() {
-        Some(log) if log.file.is_none() || log.format == Format::Text => {
-            log.write(&log_line(log.format, now, "warning", &text, &[]));
+        Some(log) if log.level < Level::Warning => {}
+        Some(log) if !matches!(log.sink, Sink::File(_)) || log.format == Format::Text => {
+            log.write(now, Level::Warning, &text, &[]);
         }
         _ => to_stderr(&log_line(Format::Text, now, "warning", &text, &[])),
     }
@@ -138,8 +214,8 @@ pub(crate) fn fail(error: &anyhow::Error) {
     };
     let now = SystemTime::now();
     match LOG.get() {
-        Some(log) if log.file.is_some() => {
-            log.write(&log_line(log.format, now, "error", &message, extra));
+        Some(log) if !matches!(log.sink, Sink::Stderr) => {
+            log.write(now, Level::Error, &message, extra);
             to_stderr(&plain_line("", &message, None));
         }
         Some(log) if log.format == Format::Json => {
@@ -194,12 +270,42 @@ fn hint_of(error: &anyhow::Error) -> Option<String> {
 impl Log {
     /// One write per line, so that lines of several processes on one file do not mix. A log that cannot be written is
     /// no reason to fail the command.
-    fn write(&self, line: &str) {
-        match &self.file {
-            Some(file) => (&*file).write_all(line.as_bytes()).unwrap_or_default(),
-            None => to_stderr(line),
+    fn write(&self, now: SystemTime, level: Level, message: &str, extra: &[(&str, &str)]) {
+        let line = || log_line(self.format, now, level.word(), message, extra);
+        match &self.sink {
+            Sink::Stderr => to_stderr(&line()),
+            Sink::File(file) => (&*file).write_all(line().as_bytes()).unwrap_or_default(),
+            Sink::Syslog(socket, name) => {
+                socket
+                    .send(syslog_line(level, name, message).as_bytes())
+                    .ok();
+            }
+            Sink::Journal(socket, name) => {
+                let entry = journal_entry(level, name, message, extra);
+                socket.send(entry.as_bytes()).ok();
+            }
         }
     }
+}
+
+/// RFC 3164, as the C library writes it to the local socket: facility "user", no time.
+fn syslog_line(level: Level, name: &str, message: &str) -> String {
+    let mut line = format!("<{}>{name}: ", 1 << 3 | level.priority());
+    push_one_line(&mut line, message);
+    line
+}
+
+/// systemd's native protocol: a line for each field (systemd, "Native Journal Protocol").
+fn journal_entry(level: Level, name: &str, message: &str, extra: &[(&str, &str)]) -> String {
+    let mut entry = format!("PRIORITY={}\n", level.priority());
+    let fields = [("SYSLOG_IDENTIFIER", name), ("MESSAGE", message)];
+    for (key, value) in fields.iter().chain(extra) {
+        entry.push_str(&key.to_ascii_uppercase());
+        entry.push('=');
+        push_one_line(&mut entry, value);
+        entry.push('\n');
+    }
+    entry
 }
 
 fn to_stderr(line: &str) {
@@ -387,6 +493,29 @@ mod tests {
             "pelagos create failed: x y\n"
         );
         assert_eq!(plain_line("", "x", None), "x\n");
+    }
+
+    #[test]
+    fn a_log_is_a_path_or_a_service_with_a_name() {
+        for (text, target) in [
+            ("/log", Target::File("/log".into())),
+            ("file:/log", Target::File("/log".into())),
+            ("syslog:web", Target::Syslog("web".into())),
+            ("syslog:", Target::Syslog("pelagos".into())),
+            ("journald:web", Target::Journal("web".into())),
+            ("other:web", Target::File("other:web".into())),
+        ] {
+            assert_eq!(Target::parse(OsStr::new(text), "pelagos"), target, "{text}");
+        }
+    }
+
+    #[test]
+    fn services_get_the_priority_and_one_line_for_each_field() {
+        assert_eq!(syslog_line(Level::Error, "web", "a\nb"), "<11>web: a b");
+        assert_eq!(
+            journal_entry(Level::Warning, "web", "a\nb", &[("hint", "c")]),
+            "PRIORITY=4\nSYSLOG_IDENTIFIER=web\nMESSAGE=a b\nHINT=c\n"
+        );
     }
 
     #[test]

@@ -195,7 +195,8 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     reset_signals();
     prctl::set_pdeathsig(None).ok();
     // CVE-2016-9962: changing ids may have made the process dumpable again.
-    prctl::set_dumpable(false).ok();
+    // ORDER: nothing of the caller's is open any more.
+    prctl::set_dumpable(given.plan.open_to_its_owner).ok();
     program.listener = load_filter(given);
     program
 }

@@ -14,6 +14,10 @@ pub(super) struct Common {
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
 
+    /// File to use as the configuration, instead of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
     /// Socket that is sent the master of the container's terminal
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
@@ -46,6 +50,7 @@ impl Common {
             id: only_id(arguments)?,
             root: global.root.clone(),
             bundle: absolute(self.bundle.as_deref().unwrap_or(Path::new(".")))?,
+            config: whole(self.config)?,
             console_socket: whole(self.console_socket)?,
             pid_file: whole(self.pid_file)?,
             pidfd_socket: whole(self.pidfd_socket)?,

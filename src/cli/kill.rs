@@ -2,18 +2,22 @@
 
 use std::str::FromStr as _;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nix::libc;
 use nix::sys::signal::Signal;
 
-use super::{Count, Global, Verb, only_id};
-use crate::container::{self, Fault};
+use super::{Count, Global, Verb, only_id, to_each};
+use crate::container::{self, Fault, Id};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Kill {
-    /// Accepted for older engines; an already stopped container is then no error
-    #[arg(short, long, hide = true)]
+    /// Send the signal to every process of the container; an already stopped one is then no error
+    #[arg(short, long)]
     all: bool,
+
+    /// The argument is a regular expression: send to every container whose id matches it
+    #[arg(short, long)]
+    regex: bool,
 
     #[arg(value_name = "container-id> [signal", hide = true)]
     arguments: Vec<String>,
@@ -26,15 +30,29 @@ impl Verb for Kill {
     const ARGUMENTS: Count = Count::Between(1, 2);
 
     fn run(self, global: &Global) -> Result<u8> {
-        let id = only_id(&self.arguments)?;
         let signal = parse_signal(self.arguments.get(1).map_or("TERM", String::as_str))?;
-        match container::kill(&global.root, &id, signal) {
-            // COMPAT: runc swallows this one error with --all.
-            Err(error) if self.all && matches!(error.downcast_ref(), Some(Fault::NotRunning)) => {
-                Ok(0)
+        let kill = |id: &Id| {
+            let sent = match self.all {
+                true => container::kill_all(&global.root, id, signal),
+                false => container::kill(&global.root, id, signal),
+            };
+            match sent {
+                // COMPAT: runc swallows this one error with --all.
+                Err(error)
+                    if self.all && matches!(error.downcast_ref(), Some(Fault::NotRunning)) =>
+                {
+                    Ok(())
+                }
+                other => other,
             }
-            other => other.map(|()| 0),
+        };
+        if self.regex {
+            return to_each(global, &self.arguments, |id| {
+                kill(id).with_context(|| format!("kill {id}"))
+            });
         }
+        kill(&only_id(&self.arguments)?)?;
+        Ok(0)
     }
 }
 

@@ -35,7 +35,7 @@ use clap::{ArgMatches, Args, Command};
 use nix::unistd::Uid;
 
 use crate::container::{self, Driver, Rootless};
-use crate::report::{self, Format};
+use crate::report::{self, Format, Level, Target};
 use crate::sys;
 
 /// The runc release whose interface is followed; engines read it when we are called by that name.
@@ -62,9 +62,13 @@ struct Flags {
     #[arg(long)]
     debug: bool,
 
-    /// File to log to instead of stderr
+    /// File to log to instead of stderr; or syslog:NAME, journald:NAME, file:PATH
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+
+    /// How much to log: error, warning or debug [default: warning]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
 
     /// Format of log lines: text or json
     #[arg(long, value_name = "FORMAT", default_value = "text")]
@@ -229,7 +233,17 @@ fn open_log(program: &str, flags: &Flags) -> Result<()> {
         "json" => Format::Json,
         other => bail!("invalid log-format: {other}"),
     };
-    report::set_up(program, flags.log.as_deref(), format, flags.debug)
+    let level = match flags.log_level.as_deref() {
+        _ if flags.debug => Level::Debug,
+        None | Some("warning") => Level::Warning,
+        Some("error") => Level::Error,
+        Some("debug") => Level::Debug,
+        Some(other) => bail!("invalid log-level: {other}, expected error, warning or debug"),
+    };
+    let target = flags.log.as_ref().map_or(Target::Stderr, |text| {
+        Target::parse(text.as_os_str(), program)
+    });
+    report::set_up(program, &target, format, level)
 }
 
 impl Global {
@@ -336,6 +350,24 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 /// The one positional argument of most verbs.
 fn only_id(arguments: &[String]) -> Result<container::Id> {
     arguments.first().map_or("", String::as_str).parse()
+}
+
+/// Do something to every container that the first argument matches. All are tried; what failed is told as one error.
+fn to_each(
+    global: &Global,
+    arguments: &[String],
+    act: impl Fn(&container::Id) -> Result<()>,
+) -> Result<u8> {
+    let expression = arguments.first().map_or("", String::as_str);
+    let mut errors = Vec::new();
+    for id in container::matching(&global.root, expression)? {
+        errors.extend(act(&id).err());
+    }
+    if errors.is_empty() {
+        return Ok(0);
+    }
+    let texts: Vec<_> = errors.iter().map(report::sentence).collect();
+    bail!("{}", texts.join("; "))
 }
 
 /// The name of a user, or `#uid`. A static program has no name services, so `/etc/passwd` is all there is.

@@ -155,7 +155,7 @@ impl<'a> Draft<'a> {
             Rootless::No => false,
             Rootless::Auto => host.rootless(),
         };
-        let bundle = Bundle::open(&options.bundle)?;
+        let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
         // COMPAT: the runtime, and so its hooks, stand in the bundle's directory.
         std::env::set_current_dir(&bundle.path).context("enter the bundle's directory")?;
         check(&bundle, options, rootless)?;

@@ -130,6 +130,8 @@ pub(crate) struct CreateOptions {
     /// The state root.
     pub(crate) root: PathBuf,
     pub(crate) bundle: PathBuf,
+    /// The configuration, where it is not the bundle's config.json.
+    pub(crate) config: Option<PathBuf>,
     /// Socket that gets the pty's master.
     pub(crate) console_socket: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
@@ -385,6 +387,53 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
         cgroup.thaw()?;
     }
     Ok(())
+}
+
+/// Sends `signal` to every process of the container, its init among them. Errors: [`Fault::NotRunning`] where there is
+/// none, [`Fault::NotFound`].
+pub(crate) fn kill_all(root: &Path, id: &Id, signal: i32) -> Result<()> {
+    let container = Container::open(root, id)?;
+    let Some(cgroup) = open_cgroup(container.record())? else {
+        return kill(root, id, signal);
+    };
+    let processes = cgroup.processes()?;
+    if processes.is_empty() {
+        bail!(Fault::NotRunning);
+    }
+    report::debug!("kill {id}: signal {signal} to every process in its cgroup");
+    if signal == nix::libc::SIGKILL {
+        cgroup.kill()?;
+        // COMPAT: as above.
+        return match container.record().is_frozen() {
+            true => cgroup.thaw(),
+            false => Ok(()),
+        };
+    }
+    for pid in processes {
+        let sent = pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, signal));
+        match sent {
+            // Dead meanwhile.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(errno)
+                    .with_context(|| format!("send signal {signal} to process {pid}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ids below `root` that match `expression` anywhere, in order.
+///
+/// Errors: it is no regular expression; the root cannot be read.
+pub(crate) fn matching(root: &Path, expression: &str) -> Result<Vec<Id>> {
+    let expression = regex::Regex::new(expression)
+        .map_err(|_| anyhow!("--regex: {expression:?} is not a regular expression"))?;
+    Ok(list(root)?
+        .into_iter()
+        .filter_map(|container| Id::from_str(&container.record().id).ok())
+        .filter(|id| expression.is_match(id.as_str()))
+        .collect())
 }
 
 /// Stops every process of a created or running container, and returns when they stand still. Errors:

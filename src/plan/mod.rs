@@ -185,6 +185,9 @@ pub(crate) struct Plan {
     pub(crate) apparmor: Option<String>,
     pub(crate) selinux: Selinux,
     pub(crate) process: Process,
+    /// Whether the process may be looked into once it only waits for the word to start: by an ordinary user, who could not
+    /// enter the created container otherwise. Nobody else can then, for its user and pid namespaces are new.
+    pub(crate) open_to_its_owner: bool,
     /// Whether `LISTEN_PID` is added to the environment, with the number that the payload turns out to have.
     pub(crate) names_own_pid: bool,
     pub(crate) inherited_fds: u32,
@@ -313,6 +316,9 @@ impl Plan {
             selinux,
             sysctl: sysctl(linux.sysctl().iter().flatten()),
             net_devices: net_devices(linux.net_devices().iter().flatten()),
+            open_to_its_owner: rootless
+                && namespaces.is_new(Kind::User)
+                && namespaces.is_new(Kind::Pid),
             names_own_pid: false,
             inherited_fds: options.inherited_fds,
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
@@ -417,6 +423,7 @@ impl Plan {
             apparmor,
             selinux,
             process,
+            open_to_its_owner: false,
             names_own_pid: options.listen_fds > 0,
             inherited_fds: options.inherited_fds,
             hooks: Hooks::default(),

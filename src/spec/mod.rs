@@ -51,11 +51,11 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// Open the directory `path` and parse its config.json.
+    /// Open the directory `path` and parse its config.json, or the file `config` in its place.
     ///
     /// Errors: the directory or the file cannot be read, the file is no JSON, or a member has the wrong type; the last
     /// names the member.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path, config: Option<&Path>) -> Result<Self> {
         let opening = || format!("open bundle {}", path.display());
         let dir = open(
             path,
@@ -65,7 +65,12 @@ impl Bundle {
         .with_context(opening)?;
         let path = readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())
             .with_context(opening)?;
-        Self::decoded(path.into(), read_config(dir.as_fd())?)
+        let raw = match config {
+            None => read_config(dir.as_fd())?,
+            Some(config) => std::fs::read(config)
+                .with_context(|| format!("read configuration {}", config.display()))?,
+        };
+        Self::decoded(path.into(), raw)
     }
 
     /// The bundle at `path`, whose config.json is `raw`.
@@ -84,13 +89,10 @@ impl Bundle {
 
     /// The configuration that a container was made from, as it was kept then, and the bundle's directory, which may be gone.
     pub(crate) fn kept(path: PathBuf, raw: Vec<u8>) -> Result<Self> {
-        let decoded = decode::decode(&raw)?;
         Ok(Self {
-            path,
-            raw,
-            spec: decoded.spec,
             warnings: Vec::new(),
             faults: Vec::new(),
+            ..Self::decoded(path, raw)?
         })
     }
 
@@ -157,7 +159,7 @@ mod tests {
         if let Some(config) = config {
             std::fs::write(dir.path().join("config.json"), config).unwrap();
         }
-        let bundle = Bundle::open(dir.path());
+        let bundle = Bundle::open(dir.path(), None);
         (dir, bundle)
     }
 
@@ -178,7 +180,7 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(dir.path(), &link).unwrap();
         let real = dir.path().canonicalize().unwrap();
-        assert_eq!(Bundle::open(&link).unwrap().path, real);
+        assert_eq!(Bundle::open(&link, None).unwrap().path, real);
     }
 
     #[test]
@@ -200,7 +202,7 @@ mod tests {
             };
             assert_eq!(e.to_string(), error, "{config:?}");
         }
-        let Err(e) = Bundle::open(Path::new("/nonexistent/bundle")) else {
+        let Err(e) = Bundle::open(Path::new("/nonexistent/bundle"), None) else {
             panic!("a missing directory was opened");
         };
         assert_eq!(

@@ -684,3 +684,63 @@ fn the_bundle_is_the_current_directory_unless_named() {
         .ok();
     assert_eq!(outcome.stdout, "here\n");
 }
+
+/// crun's option.
+#[test]
+fn the_configuration_can_be_another_file() {
+    requires!(container);
+    differs!("runc", "has no such option");
+    let bundle = Bundle::sh("exit 3");
+    let other = bundle.beside("other.json");
+    let mut config = bundle.config();
+    config["process"]["args"] = json!(["sh", "-c", "exit 7"]);
+    std::fs::write(&other, config.to_string()).unwrap();
+    let run = |options: &[&str]| bundle.verb(["run"]).args(options).arg(&bundle.id).run();
+    assert_eq!(run(&[]).code(), 3);
+    assert_eq!(run(&["--config", other.to_str().unwrap()]).code(), 7);
+    // From where the caller stands, not from the bundle.
+    assert_eq!(run(&["-f", "../other.json"]).code(), 7);
+    run(&["-f", "/nonexistent.json"]).fails_with("/nonexistent.json: no such file or directory");
+    bundle.assert_nothing_left();
+}
+
+/// crun's words for where the log goes and how much of it.
+#[test]
+fn the_log_can_be_a_named_file_and_has_levels() {
+    differs!("runc", "has no such options");
+    let dir = tempfile::tempdir().unwrap();
+    let call = |log: &str, level: &str| {
+        let state = dir.path().join("state");
+        Verb::new(["--log", log, "--log-level", level, "--root"])
+            .arg(state)
+            .args(["state", "absent"])
+            .run()
+    };
+    let file = dir.path().join("log");
+    let named = format!("file:{}", file.display());
+    for level in ["error", "warning"] {
+        let outcome = call(&named, level);
+        assert_eq!(outcome.code(), 1, "{outcome}");
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("level=error"), "{text}");
+        std::fs::remove_file(&file).unwrap();
+    }
+    if runtime().is("pelagos") {
+        call(&named, "loud").fails_with("invalid log-level: loud");
+    }
+}
+
+#[test]
+fn a_warning_is_not_told_below_its_level() {
+    requires!(container);
+    differs!("runc", "has no such option");
+    differs!("crun", "warns of nothing here");
+    let bundle = Bundle::with(|c| {
+        c["mounts"].as_array_mut().unwrap()[0]["destination"] = json!("proc");
+    });
+    let warned = bundle.run().ok();
+    assert!(warned.stderr.contains("level=warning"), "{warned}");
+    let quiet = bundle.verb(["--log-level=error", "run", &bundle.id]).ok();
+    assert_eq!(quiet.stderr, "", "{quiet}");
+}

@@ -714,3 +714,76 @@ fn namespaces_stay_as_long_as_the_first_process() {
         |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/uts")).expect("uts namespace");
     assert_ne!(link(&bundle.pid().to_string()), link("self"));
 }
+
+#[test]
+fn kill_with_all_reaches_every_process() {
+    requires!(root);
+    differs!("runc", "since 1.2 the signal goes to the init alone");
+    let script =
+        "trap 'echo inner >>/tmp/got' USR1; echo >>/tmp/up; while true; do sleep 0.01; done";
+    let bundle = Bundle::sh(&format!(
+        "(sh -c \"{script}\") & trap 'echo init >>/tmp/got' USR1; echo >>/tmp/up; while true; do sleep 0.01; done"
+    ));
+    bundle.up();
+    let lines = |name: &str| {
+        let text = std::fs::read_to_string(bundle.rootfs(name)).unwrap_or_default();
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert!(eventually(|| lines("tmp/up").len() == 2));
+    bundle.verb(["kill", "--all", &bundle.id, "USR1"]).ok();
+    assert!(
+        eventually(|| lines("tmp/got") == ["init", "inner"]),
+        "{:?}",
+        lines("tmp/got")
+    );
+    bundle.verb(["kill", "-a", &bundle.id, "KILL"]).ok();
+    bundle.wait_for("stopped");
+    bundle.delete();
+    bundle.assert_nothing_left();
+}
+
+/// crun's way to name several containers at once.
+#[test]
+fn kill_and_delete_take_a_regular_expression() {
+    requires!(container);
+    differs!("runc", "has no such option");
+    let bundle = Bundle::with(|c| {
+        process_args(c, ["sleep", "1000"]);
+        // Each has a cgroup of its own, called after it.
+        c["linux"]
+            .as_object_mut()
+            .expect("linux")
+            .remove("cgroupsPath");
+    });
+    let names = ["a", "b", "c"].map(|name| format!("{}-{name}", bundle.id));
+    for name in &names {
+        bundle.verb(["create", name]).ok();
+        bundle.verb(["start", name]).ok();
+    }
+    let listed = || bundle.verb(["list", "-q"]).ok().stdout;
+    bundle.verb(["kill", "--regex", ".-[ab]$", "KILL"]).ok();
+    let status = |name: &str| {
+        let state = bundle.verb(["state", name]).ok().json();
+        state["status"].as_str().unwrap().to_owned()
+    };
+    for name in &names[..2] {
+        assert!(eventually(|| status(name) == "stopped"));
+    }
+    assert_eq!(status(&names[2]), "running");
+    if runtime().is("pelagos") {
+        // One that still runs stops none of the others.
+        let outcome = bundle.verb(["delete", "--regex", ".-[abc]$"]).run();
+        outcome.fails_with(&format!(
+            "delete {0}: cannot delete container {0}",
+            names[2]
+        ));
+        assert_eq!(listed(), format!("{}\n", names[2]));
+        let wrong = bundle.verb(["delete", "--regex", "("]).run();
+        wrong.fails_with("\"(\" is not a regular expression");
+    }
+    bundle.verb(["delete", "--force", "--regex", ".-.$"]).ok();
+    assert_eq!(listed(), "");
+    bundle.assert_nothing_left();
+}

@@ -179,6 +179,33 @@ fn a_rootless_container_goes_through_its_life() {
 }
 
 #[test]
+fn a_user_enters_a_container_that_was_created_and_one_that_runs() {
+    requires_user!();
+    differs!(
+        "crun",
+        "does not enter a created container of an ordinary user"
+    );
+    let rootless = Rootless::new(&["await:/tmp/end"], |c| {
+        c["root"]["readonly"] = json!(false);
+    });
+    let id = rootless.0.id.clone();
+    rootless.call(&["create", &id]).ok();
+    for status in ["created", "running"] {
+        assert_eq!(rootless.0.status(), status);
+        let seen = answers(&rootless.call(&["exec", &id, "/probe"]).ok());
+        assert_eq!((&seen["uid"], &seen["gid"]), (&json!(0), &json!(0)));
+        assert_eq!(seen["uid_map"], json!([[0, self::id(), 1]]), "{status}");
+        if status == "created" {
+            rootless.call(&["start", &id]).ok();
+        }
+    }
+    let failed = rootless.call(&["exec", &id, "nosuch"]);
+    assert_eq!(failed.code(), 255, "{failed}");
+    rootless.call(&["delete", "--force", &id]).ok();
+    rootless.0.assert_nothing_left();
+}
+
+#[test]
 fn what_a_rootless_container_makes_belongs_to_the_user() {
     requires_user!();
     let rootless = Rootless::new(&["create:/tmp/made"], |c| {

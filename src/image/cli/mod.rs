@@ -137,9 +137,12 @@ pub(super) fn main() -> ExitCode {
     };
     drop(report::set_up(
         "pelagos-image",
-        None,
+        &report::Target::Stderr,
         report::Format::Text,
-        debug,
+        match debug {
+            true => report::Level::Debug,
+            false => report::Level::Warning,
+        },
     ));
     let done = store_root(root).and_then(|root| {
         let global = Global {
