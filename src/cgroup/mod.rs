@@ -260,7 +260,7 @@ impl Cgroup {
             bail!("container's cgroup unexpectedly frozen");
         }
         if threaded || !self.fresh {
-            make_usable(&self.dir, &self.path, limits)?;
+            make_usable(&self.parent, &self.dir, &self.path, limits)?;
         }
         self.set(limits)
     }
@@ -419,11 +419,8 @@ impl Cgroup {
             read_short(&self.parent, file)
                 .is_ok_and(|all| words(&all).iter().any(|c| c == controller))
         };
-        let held = || processes_of(&self.parent).is_ok_and(|processes| !processes.is_empty());
-        // cgroups(7), "no internal processes" rule.
-        if has("cgroup.controllers") && !has("cgroup.subtree_control") && held() {
-            let parent = self.path.parent().unwrap_or(Path::new("/"));
-            return format!(": cgroup {} holds processes itself", parent.display());
+        if has("cgroup.controllers") && !has("cgroup.subtree_control") {
+            return in_the_way(&self.parent, &self.path);
         }
         String::new()
     }
@@ -735,13 +732,14 @@ fn walk(
             }
             found => found,
         };
-        dir = match next {
+        let next = match next {
             Ok(next) => next,
             Err(errno) => return open_error(errno),
         };
         if enabled.len() < count {
-            make_usable(&dir, &so_far, limits)?;
+            make_usable(&dir, &next, &so_far, limits)?;
         }
+        dir = next;
         enabled = enable(&dir, enabled);
     }
     Ok((dir, enabled.len() == count))
@@ -779,15 +777,16 @@ fn lacking(dir: &OwnedFd, wanted: &[String]) -> Vec<String> {
 
 /// Make a cgroup able to hold processes where it lies below a threaded one. There no domain controller can be enabled,
 /// so nobody needs to ask where all are.
-fn make_usable(dir: &OwnedFd, path: &Path, limits: &[Limit]) -> Result<()> {
+fn make_usable(parent: &OwnedFd, dir: &OwnedFd, path: &Path, limits: &[Limit]) -> Result<()> {
     let mode = read_short(dir, "cgroup.type")
         .with_context(|| format!("read cgroup.type of {}", path.display()))?;
     let needs_domain = limits.iter().any(Limit::needs_domain);
     match (mode.trim_end(), needs_domain) {
         ("domain invalid", true) => {
             bail!(
-                "cannot enter cgroupv2 {:?} with domain controllers -- it is in an invalid state",
-                path.display().to_string()
+                "cannot enter cgroupv2 {:?} with domain controllers -- it is in an invalid state{}",
+                path.display().to_string(),
+                in_the_way(parent, path)
             )
         }
         ("domain invalid", false) => write_file(dir, Path::new("cgroup.type"), "threaded")
@@ -800,6 +799,15 @@ fn make_usable(dir: &OwnedFd, path: &Path, limits: &[Limit]) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// cgroups(7), the rule of no internal processes: that the parent of the cgroup at `path` holds some, if it does.
+fn in_the_way(parent: &OwnedFd, path: &Path) -> String {
+    if processes_of(parent).is_ok_and(|processes| !processes.is_empty()) {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        return format!(": cgroup {} holds processes itself", parent.display());
+    }
+    String::new()
 }
 
 /// Remove cgroups below `top`, deepest first, along one way down and back up. Returns whether any is gone now.

@@ -466,7 +466,8 @@ fn a_limit_without_its_controller_is_an_error_that_names_it() {
     }
 }
 
-/// cgroups(7): a group that holds processes has no controllers for those below it.
+/// cgroups(7): a group that holds processes has only threaded controllers for those below it, which it makes invalid for the
+/// others. COMPAT: runc's words, and who is in the way.
 #[test]
 fn a_limit_below_a_group_with_processes_is_an_error_that_says_so() {
     requires!(root, controller "memory");
@@ -481,7 +482,7 @@ fn a_limit_below_a_group_with_processes_is_an_error_that_says_so() {
     let limited = below(json!({ "memory": { "limit": 64 << 20 } }));
     if runtime().is("pelagos") {
         let outcome = limited.run();
-        outcome.fails_with("controller \"memory\" not available");
+        outcome.fails_with("with domain controllers -- it is in an invalid state");
         outcome.fails_with(&format!("cgroup /{} holds processes itself", first.id));
         assert!(!first.cgroup().join("below").exists());
     }
