@@ -1,5 +1,5 @@
-# The entrance for people; `make help` says what there is. Nothing here uses sudo. Only demo, test, test-vm, bench,
-# bench-image and fuzz install packages (hack/setup, as root), and cargo itself fetches crates that it does not have.
+# The entrance for people; `make help` says what there is. Nothing here uses sudo. Only demo, test, test-vm, test-engines,
+# bench, bench-image and fuzz install packages (hack/setup, as root), and cargo itself fetches crates that it does not have.
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 60
 export PELAGOS_COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-vm test-runtime-tools fuzz lint bench bench-image man completions install setup clean
+.PHONY: help build demo test test-vm test-engines test-runtime-tools fuzz lint bench bench-image man completions install setup clean
 
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test: ## lint, unit tests, integration tests on this machine (RUNTIME=runc tests
 test-vm: ## integration tests in the test machine, as root and as an unprivileged user
 	hack/setup build vm
 	hack/test-vm
+
+test-engines: ## containerd, Podman and Docker in the test machine, with this runtime (RUNTIME=runc: with another)
+	hack/setup build vm
+	integration/run
 
 test-runtime-tools: ## the validation suite of runtime-tools in the test machine (SUITE=where it was built; see integration/)
 	hack/setup build vm
