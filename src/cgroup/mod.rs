@@ -45,6 +45,8 @@ pub(crate) use devices::Devices;
 use files::Need;
 pub(crate) use files::{Limit, limits};
 use place::names;
+#[cfg(feature = "_fuzz")]
+pub(crate) use place::path_for;
 pub(crate) use place::{Driver, Place, of, own};
 pub(crate) use resctrl::{Membership, Resctrl, Schemata, Traces};
 pub(crate) use stats::{Happened, Stats, Watch};

@@ -35,7 +35,7 @@ fn own_in(text: &[u8]) -> Option<PathBuf> {
 /// An absolute `cgroups_path` is meant from the hierarchy's root, a relative one from the parent of our own cgroup (our
 /// own most likely holds processes, so nothing can be limited below it); an absent or empty one is the container's id
 /// there. `own` is asked only when needed.
-fn path_for(
+pub(crate) fn path_for(
     cgroups_path: Option<&Path>,
     id: &str,
     own: impl FnOnce() -> Result<PathBuf>,
