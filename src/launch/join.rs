@@ -84,6 +84,7 @@ pub(crate) fn join(mut joining: Joining) -> Result<Launched> {
         console: None,
         undo: Undo {
             process: Some(cloned),
+            devices: None,
             cgroup: None,
             rdt: None,
         },

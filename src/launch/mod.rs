@@ -87,9 +87,10 @@ impl fmt::Display for HookFailed {
 
 impl std::error::Error for HookFailed {}
 
-/// What a failed launch takes back: the process, then its cgroup and its class in resctrl.
+/// What a failed launch takes back: the process, then its network devices, its cgroup and its class in resctrl.
 struct Undo {
     process: Option<Cloned>,
+    devices: Option<network::Moved>,
     cgroup: Option<Cgroup>,
     rdt: Option<Membership>,
 }
@@ -105,6 +106,11 @@ impl Drop for Undo {
             while waitid(Id::PIDFd(process.pidfd.as_fd()), WaitPidFlag::WEXITED)
                 == Err(Errno::EINTR)
             {}
+        }
+        if let Some(mut devices) = self.devices.take()
+            && let Err(error) = devices.take_back()
+        {
+            crate::report::warn(format_args!("{error:#}"));
         }
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = cgroup.undo()
@@ -146,6 +152,7 @@ impl Launched {
 
     /// Nothing is taken back any more. Returns the process.
     pub(crate) fn keep(mut self) -> (ParentEnd, OwnedFd) {
+        self.undo.devices = None;
         self.undo.cgroup = None;
         self.undo.rdt = None;
         let process = self
@@ -231,6 +238,7 @@ pub(crate) fn launch(
     } = prepared;
     let mut undo = Undo {
         process: None,
+        devices: None,
         cgroup: None,
         rdt,
     };
@@ -386,7 +394,8 @@ fn converse(
                 go_on(launched.talk.mapped())?;
             }
             Heard::Networked(socket) => {
-                network::hand_over(&request.plan.net_devices, socket)?;
+                let moved = &mut launched.undo.devices;
+                network::hand_over(&request.plan.net_devices, socket, moved)?;
                 go_on(launched.talk.moved())?;
             }
             Heard::Rooted => {

@@ -84,6 +84,7 @@ pub(crate) fn open() -> nix::Result<OwnedFd> {
 pub(crate) struct Device {
     pub(crate) index: i32,
     pub(crate) loopback: bool,
+    pub(crate) up: bool,
 }
 
 /// An address of a device, to be given to another one.
@@ -124,9 +125,12 @@ impl Devices {
             if let (RTM_NEWLINK, Some(index), Some(flags)) =
                 (kind, number(link, 4), number(link, 8))
             {
-                let loopback = flags & libc::IFF_LOOPBACK.cast_unsigned() != 0;
-                let index = index.cast_signed();
-                found = Some(Device { index, loopback });
+                let has = |flag: i32| flags & flag.cast_unsigned() != 0;
+                found = Some(Device {
+                    index: index.cast_signed(),
+                    loopback: has(libc::IFF_LOOPBACK),
+                    up: has(libc::IFF_UP),
+                });
             }
         });
         match asked {

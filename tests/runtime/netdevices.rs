@@ -319,3 +319,65 @@ fn what_cannot_be_moved_is_refused_and_stays_as_it_was() {
         assert_eq!(state(&devices(None)), state(&before));
     });
 }
+
+#[test]
+fn a_device_is_taken_back_when_the_container_cannot_be_made() {
+    requires!(root, veth, command "ip");
+    differs!("crun", "since 1.24");
+    differs!("runc", "it goes with the container's namespace");
+    apart(|| {
+        pair("d0", &["10.1.2.3/24 broadcast +", "fd00::5/64 nodad"]);
+        call("ip link add name d1 type veth peer name d1-peer");
+        // Of the name that d0 is to have inside.
+        call("ip link add name eth0 type bridge");
+        call("ip link add name z-br type bridge");
+        let state = || -> Vec<_> {
+            let one = |d: &Value| (d["ifname"].clone(), is_up(d), addresses(d));
+            let mut all: Vec<_> = devices(None).iter().map(one).collect();
+            all.sort_by_key(|(name, ..)| name.to_string());
+            all
+        };
+        let before = state();
+        let wanted = json!({ "d0": { "name": "eth0" }, "d1": {} });
+        let no_mount = |c: &mut Value| {
+            c["linux"]["netDevices"] = wanted.clone();
+            let entry = json!({ "destination": "/m", "type": "bind", "source": "/no/such", "options": ["bind"] });
+            c["mounts"].as_array_mut().unwrap().push(entry);
+        };
+        let bridge = |c: &mut Value| {
+            c["linux"]["netDevices"] = wanted.clone();
+            c["linux"]["netDevices"]["z-br"] = json!({});
+        };
+        let hook = |c: &mut Value| {
+            c["linux"]["netDevices"] = wanted.clone();
+            c["hooks"]["createRuntime"] = json!([{ "path": "/bin/false" }]);
+        };
+        let mut other = None;
+        apart(|| other = std::fs::File::open("/proc/thread-self/ns/net").ok());
+        let path = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            other.as_ref().expect("a namespace").as_raw_fd()
+        );
+        let join = |c: &mut Value| {
+            no_mount(c);
+            namespace(c, "network")["path"] = json!(path);
+        };
+        let user = |c: &mut Value| {
+            bridge(c);
+            user_namespace(c);
+        };
+        type Edit<'a> = &'a dyn Fn(&mut Value);
+        let cases: [(Edit, &str); 5] = [
+            (&no_mount, "/no/such"),
+            (&bridge, "\"z-br\": move it as \"z-br\""),
+            (&hook, "error running createRuntime hook #0"),
+            (&join, "/no/such"),
+            (&user, "\"z-br\": move it as \"z-br\""),
+        ];
+        for (edit, words) in cases {
+            refused(&asking(&[], edit), words);
+            assert_eq!(state(), before, "{words}");
+        }
+    });
+}
