@@ -16,7 +16,7 @@ use super::{Given, copy_up, enter};
 use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::plan::devices::{LINKS, Making, Node};
-use crate::plan::mounts::{Hierarchy, MountOp, What, c_path};
+use crate::plan::mounts::{Hierarchy, MountOp, What, c_path, is_context};
 use crate::sys::fd::set_attribute;
 use crate::sys::mount::{self, Change, Parameter, Reach, attr};
 use crate::sys::path::{Kind, ensure, file_type, open_beneath, open_in_root, open_no_links};
@@ -407,7 +407,7 @@ fn by_mount2(
         if let Some(value) = value {
             data.push(b'=');
             // A context has commas in it, and so is quoted; nothing else may be.
-            let quote: &[u8] = if key.as_bytes() == b"context" {
+            let quote: &[u8] = if is_context(key.as_bytes()) {
                 b"\""
             } else {
                 b""
@@ -509,8 +509,11 @@ fn make_node(
         }
     } else if node.kind == SFlag::S_IFIFO {
         // A fifo is no device, and a user namespace may make it.
-        mknodat(directory, name, node.kind, node.mode, 0)?;
-        return own(directory, name, node);
+        return match mknodat(directory, name, node.kind, node.mode, 0) {
+            Ok(()) => own(directory, name, node),
+            Err(Errno::EEXIST) => same_node(directory, name, node),
+            Err(errno) => Err(errno),
+        };
     }
     match bind_node(root, node) {
         // A joined mount namespace may be another user namespace's. What the image has there is as good.

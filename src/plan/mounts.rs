@@ -356,7 +356,11 @@ impl Options {
                 Some(Word::CopyUp) => options.copy_up = true,
                 Some(Word::Superblock) => options.superblock.push(parameter(word)?),
                 Some(Word::Nothing) => {}
-                None => options.parameters.push(parameter(word)?),
+                None => {
+                    for part in parts(word) {
+                        options.parameters.push(parameter(part)?);
+                    }
+                }
             }
         }
         Ok(options)
@@ -369,9 +373,39 @@ fn merge(change: &mut Change, set: u64, clear: u64) {
     change.clear = (change.clear & !set) | clear;
 }
 
+/// The single options of a word that is the file system's: mount(2) takes them as a list with commas, and so a word may be
+/// a list of its own. A comma in quotes or behind a backslash is part of a value; one before a digit parts the nodes of
+/// tmpfs's `mpol`, since no option begins with a digit.
+fn parts(word: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut before) = (false, ' ');
+    let mut after = word.chars().skip(1);
+    let split = word.split(move |c: char| {
+        let next = after.next();
+        quoted ^= c == '"';
+        let ends =
+            c == ',' && !quoted && before != '\\' && !next.is_some_and(|c| c.is_ascii_digit());
+        before = c;
+        ends
+    });
+    split.filter(|part| !part.is_empty())
+}
+
+/// Whether this option is an SELinux context (mount(8)), which is written in quotes because of its commas.
+pub(crate) fn is_context(key: &[u8]) -> bool {
+    matches!(
+        key,
+        b"context" | b"fscontext" | b"defcontext" | b"rootcontext"
+    )
+}
+
 fn parameter(word: &str) -> Result<Parameter> {
     let text = |part: &str| CString::new(part).with_context(|| format!("mount option {part:?}"));
     Ok(match word.split_once('=') {
+        // KERNEL: quotes are part of the list that mount(2) takes, and not of what fsconfig(2) does.
+        Some((key, value)) if is_context(key.as_bytes()) => Parameter {
+            key: text(key)?,
+            value: Some(text(&value.replace('"', ""))?),
+        },
         Some((key, value)) => Parameter {
             key: text(key)?,
             value: Some(text(value)?),
@@ -603,6 +637,40 @@ mod tests {
         };
         let words: Vec<_> = parameters.iter().map(|p| p.key.to_str().unwrap()).collect();
         assert_eq!(words, ["size", "mode", "acl"]);
+    }
+
+    #[test]
+    fn a_word_may_be_a_list_of_parameters() {
+        let list = |words: &str| {
+            let mount = MountBuilder::default().destination("/x").typ("tmpfs");
+            let mount = mount.options(vec![words.to_owned()]).build().unwrap();
+            let mut id_maps = IdMaps::default();
+            let op = operation(&mount, Path::new("/"), Hierarchy::New, &mut id_maps).unwrap();
+            let What::Filesystem { parameters, .. } = op.what else {
+                panic!()
+            };
+            let text = |p: Parameter| {
+                let value = p.value.map(|v| format!("={}", v.to_str().unwrap()));
+                p.key.to_str().unwrap().to_owned() + &value.unwrap_or_default()
+            };
+            parameters.into_iter().map(text).collect::<Vec<_>>()
+        };
+        for (word, wanted) in [
+            ("size=1m,mode=700", &["size=1m", "mode=700"][..]),
+            (",acl,,user_xattr,", &["acl", "user_xattr"]),
+            ("mpol=bind:0,2,size=1m", &["mpol=bind:0,2", "size=1m"]),
+            (
+                r"lowerdir=/a\,b:/c,upperdir=/d",
+                &[r"lowerdir=/a\,b:/c", "upperdir=/d"],
+            ),
+            (
+                r#"context="u:r:t:s0:c1,c2",size=1m"#,
+                &["context=u:r:t:s0:c1,c2", "size=1m"],
+            ),
+            (r#"key="a,b",ä=é,x"#, &[r#"key="a,b""#, "ä=é", "x"]),
+        ] {
+            assert_eq!(list(word), wanted, "{word}");
+        }
     }
 
     #[test]

@@ -445,6 +445,24 @@ fn a_mask_gives_the_container_no_hold_on_the_hosts_null_device() {
 
 /// A plain file where a default device belongs is no device.
 #[test]
+fn a_fifo_that_the_image_has_is_the_configured_one() {
+    requires!(root);
+    let wanted = json!([{ "path": "/dev/pipe", "type": "p", "fileMode": 0o600 }]);
+    for edit in [|_: &mut Value| {}, user_namespace] {
+        let bundle = asking(&["stat:/dev/pipe"], |c| {
+            images_own_dev(c);
+            devices(c, &wanted);
+            edit(c);
+        });
+        let pipe = bundle.rootfs("dev/pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+        // Whatever else the runtime puts there is to belong to the container's root.
+        std::os::unix::fs::chown(bundle.rootfs("dev"), Some(100_000), Some(100_000)).unwrap();
+        assert_eq!(see(&bundle).ok("stat:/dev/pipe")["type"], "fifo");
+    }
+}
+
+#[test]
 fn a_file_in_the_place_of_a_device_is_not_taken_for_one() {
     requires!(root);
     differs!("crun", "1.8 leaves what is there");

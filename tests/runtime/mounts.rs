@@ -438,6 +438,20 @@ fn words_that_are_no_option_are_data_for_the_file_system() {
 }
 
 #[test]
+fn a_word_may_be_a_list_of_data_for_the_file_system() {
+    requires!(root);
+    let seen = ask(&[], |c| {
+        tmpfs(c, "/m", &["nosuid", "size=64k,mode=0750,nr_inodes=50"]);
+        tmpfs(c, "/n", &["mpol=bind:0,size=128k"]);
+    });
+    let found = seen.mount("/m");
+    for option in ["nosuid", "size=64k", "nr_inodes=50", "mode=750"] {
+        assert!(found.has(option), "{option}: {found:?}");
+    }
+    assert!(seen.mount("/n").has("size=128k"), "{:?}", seen.mount("/n"));
+}
+
+#[test]
 fn data_that_the_file_system_refuses_is_an_error_that_names_the_mount() {
     requires!(root);
     refused(&asking(&[], |c| tmpfs(c, "/m", &["size=much"])), "/m");
@@ -934,6 +948,21 @@ fn a_remount_changes_attributes_and_words_of_the_file_system() {
         let kept = seen.mount("/kept");
         assert!(kept.has("size=1024k") && kept.own("ro"), "{kept:?}");
     }
+}
+
+#[test]
+fn a_bind_is_remounted_without_a_source() {
+    requires!(root);
+    differs!("runc", "looks for the source");
+    let bundle = asking(&["create:/m/new"], |c| {
+        add(c, "bind", "data", "/m", &["bind", "nosuid"]);
+        mounts(c)
+            .push(json!({ "destination": "/m", "options": ["remount", "bind", "ro", "noexec"] }));
+    });
+    fs::create_dir(bundle.path.join("data")).unwrap();
+    let seen = see(&bundle);
+    assert_eq!(seen.errno("create:/m/new"), "EROFS");
+    assert!(seen.mount("/m").own("noexec"), "{:?}", seen.mount("/m"));
 }
 
 #[test]

@@ -79,11 +79,15 @@ pub(super) fn mounts_have_what_they_need(check: &mut Check<'_>) {
             .iter()
             .flatten()
             .any(|word| word == "remount");
+        // A remount changes what is there already.
+        if remount {
+            continue;
+        }
         if is_bind(mount) {
             if mount.source().as_ref().is_none_or(|source| source == "") {
                 check.say(format!("{field}.source"), "bind mount has no source");
             }
-        } else if !remount && empty(mount.typ().as_deref()) {
+        } else if empty(mount.typ().as_deref()) {
             check.say(format!("{field}.type"), "mount has no type");
         }
     }
