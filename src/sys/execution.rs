@@ -17,18 +17,28 @@ pub(crate) struct SchedulerAttributes {
     pub(crate) period: u64,
 }
 
+/// The structure as Linux 5.3 has it: libc's ends before the last two, without which the kernel refuses the flags
+/// SCHED_FLAG_UTIL_CLAMP_MIN and SCHED_FLAG_UTIL_CLAMP_MAX.
+#[repr(C)]
+struct SchedAttr {
+    known: libc::sched_attr,
+    util_min: u32,
+    util_max: u32,
+}
+
 /// The scheduling of this thread: sched_setattr(2).
 pub(crate) fn set_scheduler(wanted: &SchedulerAttributes) -> nix::Result<()> {
     // SAFETY: a structure of numbers.
-    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    attributes.size = u32::try_from(size_of_val(&attributes)).unwrap_or_default();
-    attributes.sched_policy = wanted.policy;
-    attributes.sched_flags = wanted.flags;
-    attributes.sched_nice = wanted.nice;
-    attributes.sched_priority = wanted.priority;
-    attributes.sched_runtime = wanted.runtime;
-    attributes.sched_deadline = wanted.deadline;
-    attributes.sched_period = wanted.period;
+    let mut attributes: SchedAttr = unsafe { std::mem::zeroed() };
+    let known = &mut attributes.known;
+    known.size = u32::try_from(size_of::<SchedAttr>()).unwrap_or_default();
+    known.sched_policy = wanted.policy;
+    known.sched_flags = wanted.flags;
+    known.sched_nice = wanted.nice;
+    known.sched_priority = wanted.priority;
+    known.sched_runtime = wanted.runtime;
+    known.sched_deadline = wanted.deadline;
+    known.sched_period = wanted.period;
     // SAFETY: the kernel reads as many bytes as the structure says that it has.
     let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     Errno::result(done).map(drop)

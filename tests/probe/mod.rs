@@ -268,9 +268,30 @@ fn report(args: &[OsString]) -> Map<String, Value> {
         put("scheduler", json!(libc::sched_getscheduler(0)));
         put("ioprio", json!(libc::syscall(libc::SYS_ioprio_get, 1, 0)));
     }
+    put("sched", scheduling());
     put("nice", number(stat_field(19).as_ref()));
     put("tty", tty());
     seen
+}
+
+/// What sched_getattr(2) says of this process.
+fn scheduling() -> Value {
+    // SAFETY: a structure of numbers, of the size that is said; the kernel fills it.
+    let (about, asked) = unsafe {
+        let mut about: libc::sched_attr = std::mem::zeroed();
+        let size = size_of_val(&about);
+        let asked = libc::syscall(libc::SYS_sched_getattr, 0, &raw mut about, size, 0);
+        (about, asked)
+    };
+    if asked != 0 {
+        return json!(null);
+    }
+    json!({
+        "policy": about.sched_policy,
+        "flags": about.sched_flags,
+        "priority": about.sched_priority,
+        "times": [about.sched_runtime, about.sched_deadline, about.sched_period],
+    })
 }
 
 /// Carry out one question `verb:rest`.

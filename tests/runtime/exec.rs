@@ -731,13 +731,36 @@ fn processors_are_those_of_the_affinity() {
     let all = see(&bundle, &[], &[])["cpus"].clone();
     assert_eq!(cpus(json!({ "initial": "0" })), "0");
     assert_eq!(cpus(json!({ "final": "0" })), "0");
+    assert_eq!(cpus(json!({ "initial": "", "final": "" })), all);
     assert_eq!(cpus(json!(null)), all);
+    if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+        assert_eq!(cpus(json!({ "initial": "0", "final": "1" })), "1");
+    }
     let confined = answers(
         &exec(&bundle, &[], &["/probe"])
             .under(["taskset", "-c", "0"])
             .ok(),
     );
     assert_eq!(confined["cpus"], all);
+}
+
+#[test]
+fn the_affinity_of_config_json_is_that_of_every_further_process_and_not_of_the_first() {
+    requires!(root);
+    let all = see(&up(|_| {}), &[], &[])["cpus"].clone();
+    let bundle = up(|c| c["process"]["execCPUAffinity"] = json!({ "initial": "0" }));
+    assert_eq!(see(&bundle, &[], &[])["cpus"], "0");
+    let first = fs::read_to_string(format!("/proc/{}/status", bundle.pid())).expect("status");
+    let list = first
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    assert_eq!(json!(list.expect("a list").trim()), all);
+    // A process file's own takes its place.
+    let process = json!({
+        "args": ["/probe"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": [],
+        "execCPUAffinity": { "initial": "", "final": "" },
+    });
+    assert_eq!(see_process(&bundle, &process)["cpus"], all);
 }
 
 #[test]

@@ -53,6 +53,63 @@ fn the_scheduler_is_set() {
 }
 
 #[test]
+fn real_time_schedulers_have_their_priority_or_their_times() {
+    requires!(root);
+    differs!("crun", "since 1.9");
+    differs!("runc", "since 1.2");
+    let with = |scheduler: Value| {
+        let seen = ask(&[], |c| c["process"]["scheduler"] = scheduler);
+        seen["sched"].clone()
+    };
+    for (word, policy, priority) in [("SCHED_FIFO", 1, 7), ("SCHED_RR", 2, 99)] {
+        let found = with(json!({ "policy": word, "priority": priority }));
+        assert_eq!(
+            (&found["policy"], &found["priority"]),
+            (&json!(policy), &json!(priority))
+        );
+    }
+    let found = with(json!({
+        "policy": "SCHED_DEADLINE", "runtime": 10_000_000, "deadline": 30_000_000, "period": 40_000_000,
+        "flags": ["SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN"],
+    }));
+    assert_eq!(
+        found,
+        json!({ "policy": 6, "flags": 2 | 4, "priority": 0, "times": [10_000_000, 30_000_000, 40_000_000] })
+    );
+}
+
+#[test]
+fn every_flag_of_a_scheduler_is_the_kernels() {
+    requires!(root);
+    differs!("crun", "since 1.9");
+    differs!("runc", "since 1.2");
+    let callers = ask(&[], |_| {})["nice"].clone();
+    for (flag, nice) in [
+        ("SCHED_FLAG_KEEP_POLICY", json!(11)),
+        ("SCHED_FLAG_KEEP_PARAMS", callers),
+        ("SCHED_FLAG_RESET_ON_FORK", json!(11)),
+    ] {
+        let seen = ask(&[], |c| {
+            c["process"]["scheduler"] =
+                json!({ "policy": "SCHED_OTHER", "nice": 11, "flags": [flag] });
+        });
+        assert_eq!(seen["nice"], nice, "{flag}");
+    }
+    for flag in ["SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_UTIL_CLAMP_MAX"] {
+        let bundle = asking(&[], |c| {
+            c["process"]["scheduler"] = json!({ "policy": "SCHED_OTHER", "flags": [flag] });
+        });
+        // Not every kernel is built with CONFIG_UCLAMP_TASK: then it is what says so.
+        let outcome = bundle.run();
+        let without = "set process.scheduler: operation not supported";
+        assert!(
+            outcome.code() == 0 || outcome.stderr.contains(without),
+            "{flag}: {outcome}"
+        );
+    }
+}
+
+#[test]
 fn a_scheduler_that_cannot_be_is_refused() {
     requires!(container);
     differs!("crun", "since 1.9");

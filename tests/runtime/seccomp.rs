@@ -263,6 +263,7 @@ const NEEDED: &[&str] = &[
     "rt_sigprocmask",
     "rt_sigreturn",
     "sched_getaffinity",
+    "sched_getattr",
     "sched_getscheduler",
     "sched_yield",
     "sendmsg",
@@ -476,6 +477,57 @@ fn notification_is_no_default() {
         }),
         "SCMP_ACT_NOTIFY cannot be used as default action",
     );
+}
+
+#[test]
+fn flags_reach_the_kernel() {
+    requires!(root, command "strace");
+    differs!("runc", "1.1 wants a newer libseccomp for some");
+    differs!("crun", "1.8 passes over flags");
+    for (flags, there, absent) in [
+        (json!(null), &["SPEC_ALLOW"][..], &["LOG"][..]),
+        (json!([]), &[], &["SPEC_ALLOW", "LOG"]),
+        (
+            json!(["SECCOMP_FILTER_FLAG_LOG"]),
+            &["LOG"],
+            &["SPEC_ALLOW"],
+        ),
+        (
+            json!([
+                "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+                "SECCOMP_FILTER_FLAG_LOG",
+                "SECCOMP_FILTER_FLAG_TSYNC"
+            ]),
+            &["SPEC_ALLOW", "LOG"],
+            &[],
+        ),
+    ] {
+        let bundle = asking(&[], |c| {
+            filter(c, &rule(&["swapon"], "SCMP_ACT_ERRNO"));
+            if !flags.is_null() {
+                c["linux"]["seccomp"]["flags"] = flags.clone();
+            }
+        });
+        let trace = bundle.beside("trace");
+        let under = ["strace", "-f", "-qq", "-e", "trace=seccomp", "-o"];
+        let under = under.iter().copied().chain(trace.to_str());
+        let run = bundle.verb(["run", "-b", "."]).arg(&bundle.id);
+        run.under(under).run().ok();
+        let trace = std::fs::read_to_string(trace).expect("trace");
+        // Others are questions of libseccomp's, without a program.
+        let load = trace
+            .lines()
+            .find(|line| line.contains("SECCOMP_SET_MODE_FILTER") && line.contains("filter="));
+        let load = load.expect(&trace);
+        for flag in there {
+            let flag = format!("SECCOMP_FILTER_FLAG_{flag}");
+            assert!(load.contains(&flag), "{flags}: {load}");
+        }
+        for flag in absent {
+            let flag = format!("SECCOMP_FILTER_FLAG_{flag}");
+            assert!(!load.contains(&flag), "{flags}: {load}");
+        }
+    }
 }
 
 #[test]
