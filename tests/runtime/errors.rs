@@ -424,6 +424,22 @@ fn contradictory_config_is_refused_by_field_and_rule() {
         (
             vec![(
                 "/linux/seccomp",
+                json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerMetadata": "whose" }),
+            )],
+            "linux.seccomp.listenerMetadata",
+            "not to be set without a listenerPath",
+        ),
+        (
+            vec![(
+                "/linux/seccomp",
+                json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{ "names": [], "action": "SCMP_ACT_KILL" }] }),
+            )],
+            "linux.seccomp.syscalls[0].names",
+            "must not be empty",
+        ),
+        (
+            vec![(
+                "/linux/seccomp",
                 json!({ "defaultAction": "SCMP_ACT_LAUGH" }),
             )],
             "linux.seccomp",

@@ -160,6 +160,61 @@ fn a_created_container_may_wait_under_its_agent() {
 }
 
 #[test]
+fn a_notification_waits_killable_where_the_profile_says_so() {
+    requires!(root, command "strace");
+    differs!("crun", "built without, or with an older libseccomp");
+    differs!("runc", "1.1 of Debian");
+    let (bundle, socket) = bundle(|c| {
+        c["linux"]["seccomp"]["flags"] = json!(["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]);
+    });
+    let agent = agent(UnixListener::bind(socket).expect("bind"));
+    let trace = bundle.beside("trace");
+    let under = ["strace", "-f", "-qq", "-e", "trace=seccomp", "-o"];
+    let under = under.iter().copied().chain(trace.to_str());
+    let run = bundle.verb(["run", "-b", "."]).arg(&bundle.id);
+    let seen = answers(&run.under(under).run().ok());
+    assert_eq!(seen.errno("mkdir:/made"), "EXFULL");
+    assert!(!agent.join().expect("the agent").calls.is_empty());
+    let trace = std::fs::read_to_string(trace).expect("trace");
+    let flag = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+    assert!(trace.contains(flag) || trace.contains("|0x20,"), "{trace}");
+}
+
+#[test]
+fn a_process_more_has_an_agent_of_its_own() {
+    requires!(root);
+    differs!("crun", "built without, or with an older libseccomp");
+    differs!("runc", "1.1 of Debian");
+    let mut socket = PathBuf::new();
+    let waiting = Bundle::sleeping();
+    waiting.edit(|c| {
+        socket = waiting.beside("agent");
+        c["root"]["readonly"] = json!(false);
+        c["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": socket,
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY" }],
+        });
+    });
+    let listener = UnixListener::bind(&socket).expect("bind");
+    let first = agent(listener.try_clone().expect("a copy"));
+    waiting.up();
+    let second = agent(listener);
+    let mkdir = waiting.verb(["exec"]).arg(&waiting.id);
+    let outcome = mkdir.arg("mkdir").arg("/made").run();
+    assert_ne!(outcome.code(), 0, "{outcome}");
+    waiting.delete_force();
+    let (first, second) = (first.join().expect("one"), second.join().expect("two"));
+    assert!(first.calls.is_empty() && !second.calls.is_empty());
+    // config-linux.md, containerProcessState: the process that the filter is about, in a container that runs.
+    let (message, other) = (&second.message, &first.message);
+    assert_eq!(message["state"]["status"], "running");
+    assert_eq!(message["state"]["pid"], other["pid"]);
+    assert_ne!(message["pid"], other["pid"]);
+    waiting.assert_nothing_left();
+}
+
+#[test]
 fn without_an_agent_nothing_is_made() {
     requires!(root);
     differs!("crun", "built without, or with an older libseccomp");

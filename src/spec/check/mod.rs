@@ -144,6 +144,7 @@ const RULES: &[(Stage, Rule)] = &[
     (Stage::Namespaces, namespaces::user_namespace_has_maps),
     (Stage::Namespaces, namespaces::id_maps_are_sound),
     (Stage::Seccomp, resources::seccomp_default_is_no_notify),
+    (Stage::Seccomp, resources::seccomp_rules_are_about_calls),
     (Stage::Seccomp, resources::seccomp_notifies_somebody_who_can_answer),
     (Stage::Cgroups, resources::systemd_path_has_three_parts),
     (Stage::Cgroups, resources::swap_fits_memory),

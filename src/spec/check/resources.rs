@@ -221,6 +221,24 @@ pub(super) fn seccomp_default_is_no_notify(check: &mut Check<'_>) {
     }
 }
 
+fn given(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
+}
+
+/// config-linux.md, seccomp: at least one name. A rule about no call would be one that somebody believes in.
+pub(super) fn seccomp_rules_are_about_calls(check: &mut Check<'_>) {
+    let seccomp = check.linux().and_then(|linux| linux.seccomp().as_ref());
+    let rules = seccomp.and_then(|seccomp| seccomp.syscalls().as_ref());
+    for (at, rule) in rules.into_iter().flatten().enumerate() {
+        if rule.names().is_empty() {
+            check.say(
+                format!("linux.seccomp.syscalls[{at}].names"),
+                "names must not be empty",
+            );
+        }
+    }
+}
+
 /// The runtime itself has to write after the filter is loaded, before anybody could answer. COMPAT: runc's words.
 pub(super) fn seccomp_notifies_somebody_who_can_answer(check: &mut Check<'_>) {
     let Some(seccomp) = check.linux().and_then(|linux| linux.seccomp().as_ref()) else {
@@ -236,6 +254,12 @@ pub(super) fn seccomp_notifies_somebody_who_can_answer(check: &mut Check<'_>) {
                 "SCMP_ACT_NOTIFY cannot be used for the write syscall",
             );
         }
+    }
+    if !notifies && seccomp.listener_path().is_none() && given(seccomp.listener_metadata()) {
+        check.say(
+            "linux.seccomp.listenerMetadata",
+            "listenerMetadata is not to be set without a listenerPath",
+        );
     }
     if notifies && seccomp.listener_path().is_none() {
         check.say(

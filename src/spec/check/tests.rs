@@ -411,6 +411,14 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.seccomp.listenerPath: seccomp listenerPath is not set",
         ),
         (
+            ("/linux/seccomp/listenerMetadata", json!("whose")),
+            "linux.seccomp.listenerMetadata: listenerMetadata is not to be set without a listenerPath",
+        ),
+        (
+            ("/linux/seccomp/syscalls/0/names", json!([])),
+            "linux.seccomp.syscalls[0].names: names must not be empty",
+        ),
+        (
             (
                 "/linux/seccomp",
                 json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/a",
