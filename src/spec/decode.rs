@@ -60,6 +60,7 @@ pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
     }
     forget_empty(&mut decoded.spec);
     forget_absent_pids_limit(raw, &mut decoded.spec)?;
+    report_absent_class(raw, &mut decoded)?;
     decoded
         .warnings
         .extend(decoded.spec.mounts().iter().flatten().filter_map(|mount| {
@@ -479,13 +480,36 @@ fn forget_absent_pids_limit(raw: &[u8], spec: &mut Spec) -> Result<()> {
     if let Some(resources) = resources
         && resources.pids().is_some_and(|pids| pids.limit() == 0)
     {
-        let config: Value = serde_json::from_slice(raw).context("config.json")?;
-        let limit = config.pointer("/linux/resources/pids/limit");
-        if limit.is_none_or(Value::is_null) {
+        if is_absent(raw, "/linux/resources/pids/limit")? {
             resources.set_pids(None);
         }
     }
     Ok(())
+}
+
+/// oci-spec makes up a class of I/O priority, but it is required (config.md, ioPriority). COMPAT: runc's words for none.
+fn report_absent_class(raw: &[u8], decoded: &mut Decoded) -> Result<()> {
+    const FIELD: &str = "process.ioPriority.class";
+    let process = decoded.spec.process().as_ref();
+    let made_up = process
+        .and_then(|process| process.io_priority().as_ref())
+        .is_some_and(|wanted| wanted.class() == IOPriorityClass::default());
+    if made_up
+        && decoded.faults.iter().all(|fault| fault.field != FIELD)
+        && is_absent(raw, "/process/ioPriority/class")?
+    {
+        let rule = "invalid ioPriority.Class: \"\"";
+        decoded
+            .faults
+            .push(Fault::new(Stage::IoPriority, FIELD, rule));
+    }
+    Ok(())
+}
+
+/// Whether config.json does not say what its decoder says for it.
+fn is_absent(raw: &[u8], pointer: &str) -> Result<bool> {
+    let config: Value = serde_json::from_slice(raw).context("config.json")?;
+    Ok(config.pointer(pointer).is_none_or(Value::is_null))
 }
 
 #[cfg(test)]
@@ -690,6 +714,16 @@ mod tests {
                 "/process/ioPriority",
                 json!({"class": "X", "priority": 1}),
                 "process.ioPriority.class: invalid ioPriority.Class: X",
+            ),
+            (
+                "/process/ioPriority",
+                json!({"priority": 1}),
+                "process.ioPriority.class: invalid ioPriority.Class: \"\"",
+            ),
+            (
+                "/process/ioPriority",
+                json!({"class": null, "priority": 1}),
+                "process.ioPriority.class: invalid ioPriority.Class: \"\"",
             ),
             (
                 "/linux/personality",

@@ -168,6 +168,10 @@ fn the_io_priority_is_set() {
             json!({ "class": "IOPRIO_CLASS_NONE", "priority": 1 }),
             "invalid ioPriority.Class: IOPRIO_CLASS_NONE",
         ),
+        (
+            json!({ "priority": 1 }),
+            "process.ioPriority.class: invalid ioPriority.Class",
+        ),
     ] {
         refused(
             &asking(&[], |c| c["process"]["ioPriority"] = priority),
