@@ -43,7 +43,8 @@ fn attach(given: &Given, root: &OwnedFd, terminal: Terminal) -> nix::Result<()> 
     if let Some(size) = terminal.size {
         pty::set_window_size(slave.as_fd(), size)?;
     }
-    if given.plan.root.switch != Switch::Chroot {
+    let plan = given.plan;
+    if plan.root.switch != Switch::Chroot || plan.root.carrier {
         bind_console(root, number)?;
     }
     let mut name = String::from("/dev/pts/");

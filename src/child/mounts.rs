@@ -76,6 +76,9 @@ fn attach_root(given: &mut Given) -> OwnedFd {
     let plan = given.plan;
     let root = &plan.root;
     if root.switch == Switch::Chroot {
+        if let Some(carrier) = given.root_tree.take() {
+            return carrier;
+        }
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         return given.check(
             open(&root.path, flags, Mode::empty()),

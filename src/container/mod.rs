@@ -49,6 +49,7 @@ use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Stat
 use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Traces, Watch, keeps_failed};
 pub(crate) use crate::cgroup::{Driver, Happened, Schemata, Stats};
 use crate::hooks::{self, Prepared};
+use crate::launch;
 use crate::report;
 use crate::sys::pidfd;
 
@@ -609,6 +610,9 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     report::debug!("delete {}: remove its cgroup", record.id);
     errors.extend(remove_cgroup(record).err());
     errors.extend(leave_class(record).err());
+    if let Some(mount) = record.root_mount {
+        errors.extend(launch::take_away(&record.rootfs, mount).err());
+    }
     all_well(errors)?;
     if let Err(error) = run_hooks("poststop", &record.poststop, record, Status::Stopped) {
         // runtime-spec, config.md "Poststop": logged, and the delete goes on.

@@ -83,6 +83,9 @@ pub(crate) struct Record {
     /// What it has in a resctrl file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Traces>,
+    /// The number of the mount over its root that carries its own, where these are in the runtime's mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) root_mount: Option<u64>,
     /// The unit of systemd's that has it, with the systemd driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unit: Option<Unit>,

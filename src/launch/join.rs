@@ -85,6 +85,7 @@ pub(crate) fn join(mut joining: Joining) -> Result<Launched> {
         undo: Undo {
             process: Some(cloned),
             devices: None,
+            carrier: None,
             cgroup: None,
             rdt: None,
         },

@@ -2,11 +2,13 @@
 //! back when anything fails. Every container process comes through here.
 
 pub(crate) mod cache;
+mod carrier;
 mod join;
 mod network;
 mod notify;
 mod sources;
 
+pub(crate) use carrier::{Carrier, take_away};
 pub(crate) use join::{Joining, join};
 
 use std::fmt;
@@ -54,6 +56,7 @@ pub(crate) struct Provisions {
     limits: Vec<cgroup::Limit>,
     devices: Option<Devices>,
     rdt: Option<Membership>,
+    carrier: Option<Carrier>,
     filter: Option<Filter>,
     runtime_hooks: Vec<Prepared>,
     create_container: Vec<Prepared>,
@@ -64,6 +67,11 @@ impl Provisions {
     /// The container's place in a resctrl file system, if it asks for one.
     pub(crate) fn rdt(&self) -> Option<&Membership> {
         self.rdt.as_ref()
+    }
+
+    /// The mount that carries the container's own, if they are the caller's too.
+    pub(crate) fn carrier(&self) -> Option<&Carrier> {
+        self.carrier.as_ref()
     }
 }
 
@@ -91,6 +99,7 @@ impl std::error::Error for HookFailed {}
 struct Undo {
     process: Option<Cloned>,
     devices: Option<network::Moved>,
+    carrier: Option<Carrier>,
     cgroup: Option<Cgroup>,
     rdt: Option<Membership>,
 }
@@ -107,6 +116,7 @@ impl Drop for Undo {
                 == Err(Errno::EINTR)
             {}
         }
+        drop(self.carrier.take());
         if let Some(mut devices) = self.devices.take()
             && let Err(error) = devices.take_back()
         {
@@ -153,6 +163,9 @@ impl Launched {
     /// Nothing is taken back any more. Returns the process.
     pub(crate) fn keep(mut self) -> (ParentEnd, OwnedFd) {
         self.undo.devices = None;
+        if let Some(carrier) = self.undo.carrier.take() {
+            carrier.keep();
+        }
         self.undo.cgroup = None;
         self.undo.rdt = None;
         let process = self
@@ -194,6 +207,12 @@ pub(crate) fn prepare(
             .then(|| Devices::compile(rules))
             .transpose()?,
         rdt: control.rdt.as_ref().map(rdt).transpose()?,
+        carrier: plan
+            .root
+            .carrier
+            .then(|| Carrier::new(&plan.root.path))
+            .transpose()
+            .context("unable to start container process")?,
         filter: profile
             .map(|profile| cache::filter(profile, cache))
             .transpose()?,
@@ -231,6 +250,7 @@ pub(crate) fn launch(
         limits,
         devices,
         rdt,
+        carrier,
         filter,
         runtime_hooks,
         create_container,
@@ -239,6 +259,7 @@ pub(crate) fn launch(
     let mut undo = Undo {
         process: None,
         devices: None,
+        carrier,
         cgroup: None,
         rdt,
     };
@@ -247,6 +268,7 @@ pub(crate) fn launch(
         rdt.make().context("linux.intelRdt")?;
     }
     raise_limits(plan)?;
+    let root_tree = undo.carrier.as_mut().map(Carrier::attach).transpose();
 
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
     let mut given = Given {
@@ -254,6 +276,11 @@ pub(crate) fn launch(
         parents_own: [talk.as_fd().as_raw_fd(), request.lock.as_raw_fd()]
             .into_iter()
             .chain(request.place.connection())
+            .chain(
+                undo.carrier
+                    .as_ref()
+                    .map(|carrier| carrier.as_fd().as_raw_fd()),
+            )
             .collect(),
         talk: child_end,
         wait_mapped: plan.maps.is_some() && !plan.namespaces.user_after_joins,
@@ -271,7 +298,7 @@ pub(crate) fn launch(
             .map(|path| open_namespace(Kind::Pid, path))
             .transpose()?,
         host_proc: Some(open_path("/proc")?),
-        root_tree: None,
+        root_tree: root_tree.context("unable to start container process")?,
         trees: Vec::new(),
         root_name: PathBuf::new(),
         kernel_trees: Vec::new(),

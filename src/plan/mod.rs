@@ -47,6 +47,9 @@ pub(crate) struct Root {
     pub(crate) path: PathBuf,
     pub(crate) read_only: bool,
     pub(crate) switch: Switch,
+    /// The container has the caller's mount namespace, and something is mounted for it: the root is a mount of its own
+    /// there, which carries the others and goes with the container.
+    pub(crate) carrier: bool,
     /// Propagation of all mounts while the container is set up.
     pub(crate) setup: (Reach, Change),
     /// Propagation of the new root afterwards, where the bundle asks for one that the set-up did not keep.
@@ -279,16 +282,19 @@ impl Plan {
                 Ok(op)
             })
             .collect::<Result<Vec<_>>>()?;
-        if namespaces.origin(Kind::Mount) == Origin::Inherited && !mounts.is_empty() {
+        let root = root(spec, linux, options, &namespaces, !mounts.is_empty())?;
+        // The caller's mounts belong to its user namespace.
+        if root.carrier && (rootless || user_namespace) {
             bail!(
-                "mounts: they need a mount namespace of the container's own (linux.namespaces: mount)"
+                "mounts: in a user namespace they need a mount namespace of the container's own (linux.namespaces: mount)"
             );
         }
-        let shares_mounts = namespaces.origin(Kind::Mount) == Origin::Inherited;
-        let fill_dev = !shares_mounts
-            && !mounts.iter().any(|op| {
-                op.untrusted_target == Path::new("dev") && matches!(op.what, What::Bind { .. })
-            });
+        let on_dev = |op: &&MountOp| op.untrusted_target == Path::new("dev");
+        let fill_dev = match mounts.iter().find(on_dev) {
+            Some(op) => !matches!(op.what, What::Bind { .. }),
+            // Without a mount they would be made in the bundle's own, which is nothing new where there is a mount namespace.
+            None => namespaces.origin(Kind::Mount) != Origin::Inherited,
+        };
         let id_maps = id_maps.distinct;
         let resources = linux.resources().clone().unwrap_or_default();
         let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
@@ -297,7 +303,7 @@ impl Plan {
             .transpose()
             .context("container id")?;
         Ok(Self {
-            root: root(spec, linux, options, &namespaces)?,
+            root,
             parent_clones_sources: !rootless
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
             time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
@@ -399,6 +405,7 @@ impl Plan {
                 path: options.root.clone(),
                 read_only: false,
                 switch: Switch::Chroot,
+                carrier: false,
                 setup: (Reach::Tree, Change::propagation(libc::MS_SLAVE)),
                 finally: None,
             },
@@ -454,7 +461,13 @@ fn check_mapped(process: &Process, maps: Option<&Maps>) -> Result<()> {
     Ok(())
 }
 
-fn root(spec: &Spec, linux: &Linux, options: &Options, namespaces: &Namespaces) -> Result<Root> {
+fn root(
+    spec: &Spec,
+    linux: &Linux,
+    options: &Options,
+    namespaces: &Namespaces,
+    mounts: bool,
+) -> Result<Root> {
     let root = spec.root().as_ref().context("root must be specified")?;
     let word = linux.rootfs_propagation().as_deref().unwrap_or_default();
     let (reach, propagation) = match word {
@@ -483,9 +496,6 @@ fn root(spec: &Spec, linux: &Linux, options: &Options, namespaces: &Namespaces) 
         wanted
     };
     let read_only = root.readonly().unwrap_or(false);
-    if read_only && namespaces.origin(Kind::Mount) == Origin::Inherited {
-        bail!("root.readonly: it needs a mount namespace of the container's own");
-    }
     let kept = namespaces.origin(Kind::Mount) == Origin::Inherited
         || word.is_empty()
         || propagation == libc::MS_PRIVATE;
@@ -493,6 +503,7 @@ fn root(spec: &Spec, linux: &Linux, options: &Options, namespaces: &Namespaces) 
         path: options.root.clone(),
         read_only,
         switch,
+        carrier: namespaces.origin(Kind::Mount) == Origin::Inherited && (mounts || read_only),
         setup,
         finally: (!kept).then_some(wanted),
     })

@@ -487,9 +487,29 @@ fn features_is_pure_json_that_tells_the_truth() {
         assert!(has(&all["linux"]["namespaces"], kind), "{kind}");
     }
     assert!(has(&all["linux"]["capabilities"], "CAP_CHECKPOINT_RESTORE"));
-    assert_eq!(all["linux"]["cgroup"]["v1"], json!(false));
-    assert_eq!(all["linux"]["cgroup"]["v2"], json!(true));
-    assert_eq!(all["linux"]["seccomp"]["enabled"], json!(true));
+    assert_eq!(
+        all["linux"]["cgroup"],
+        json!({ "v1": false, "v2": true, "systemd": true, "systemdUser": true, "rdma": true })
+    );
+    let rdt = json!({ "enabled": true, "schemata": true, "monitoring": true });
+    assert_eq!(all["linux"]["intelRdt"], rdt);
+    for part in ["seccomp", "apparmor", "selinux", "netDevices"] {
+        assert_eq!(all["linux"][part]["enabled"], json!(true), "{part}");
+    }
+    // features-linux.md: nothing that it names is missing, and nothing is there that it does not name.
+    let names = |of: &Value| {
+        let mut names: Vec<_> = of.as_object().expect("an object").keys().cloned().collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(
+        names(&all),
+        "annotations hooks linux mountOptions ociVersionMax ociVersionMin potentiallyUnsafeConfigAnnotations"
+    );
+    assert_eq!(
+        names(&all["linux"]),
+        "apparmor capabilities cgroup intelRdt memoryPolicy mountExtensions namespaces netDevices seccomp selinux"
+    );
     assert!(has(&all["linux"]["seccomp"]["actions"], "SCMP_ACT_ERRNO"));
     assert!(has(&all["linux"]["seccomp"]["archs"], "SCMP_ARCH_X86_64"));
     assert!(has(&all["potentiallyUnsafeConfigAnnotations"], "bundle"));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::inside::without_namespace;
 use crate::support::{Bundle, Outcome, mounts, namespace, process_args, runtime};
 
 /// The calls that make a container or tell about it; none of these undoes anything. poll is not among them: Rust's own
@@ -46,6 +47,15 @@ fn rich(config: &mut Value) {
         "destination": "/data", "type": "bind", "source": "/usr", "options": ["rbind", "ro", "rslave"],
     }));
     mounts(config).push(json!({ "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"] }));
+}
+
+/// The same with its mounts in the caller's mount namespace.
+fn rich_shared(config: &mut Value) {
+    rich(config);
+    without_namespace(config, "mount");
+    let linux = config["linux"].as_object_mut().expect("linux");
+    linux.remove("maskedPaths");
+    linux.remove("readonlyPaths");
 }
 
 /// The same in a user namespace.
@@ -339,4 +349,28 @@ fn forced_delete_that_is_killed_at_any_step_can_be_repeated() {
     differs!("crun", "it makes no such promise");
     differs!("runc", "threads of its own make calls in no fixed order");
     try_all(rich, Stage::Delete, Fault::Kill);
+}
+
+#[test]
+fn create_with_mounts_of_the_caller_that_fails_at_any_step_leaves_nothing() {
+    requires!(root, command "strace");
+    differs!("crun", "the mounts stay");
+    differs!("runc", "the mounts stay");
+    try_all(rich_shared, Stage::Create, Fault::Error);
+}
+
+#[test]
+fn after_a_create_with_mounts_of_the_caller_killed_at_any_step_forced_delete_leaves_nothing() {
+    requires!(root, command "strace");
+    differs!("crun", "the mounts stay");
+    differs!("runc", "the mounts stay");
+    try_all(rich_shared, Stage::Create, Fault::Kill);
+}
+
+#[test]
+fn forced_delete_with_mounts_of_the_caller_that_fails_at_any_step_can_be_repeated() {
+    requires!(root, command "strace");
+    differs!("crun", "the mounts stay");
+    differs!("runc", "the mounts stay");
+    try_all(rich_shared, Stage::Delete, Fault::Error);
 }

@@ -245,24 +245,3 @@ fn deleting_what_a_killed_create_left_spares_the_container_that_has_the_cgroup()
     bundle.delete_force();
     assert_eq!(other.status(), "running");
 }
-
-#[test]
-fn a_read_only_root_is_refused_without_a_mount_namespace() {
-    requires!(root);
-    differs!("crun", "it makes the host's own mount read-only");
-    differs!("runc", "it mounts over the host's");
-    let bundle = Bundle::with(|c| {
-        c["linux"]["namespaces"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|n| n["type"] != "mount");
-        mounts(c).clear();
-        let linux = c["linux"].as_object_mut().unwrap();
-        linux.remove("maskedPaths");
-        linux.remove("readonlyPaths");
-        c["root"]["readonly"] = json!(true);
-    });
-    let outcome = bundle.run();
-    outcome.fails_with("root.readonly: it needs a mount namespace of the container's own");
-    bundle.assert_nothing_left();
-}

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::inside::{Seen, answers, ask, asking, refused, see, user_namespace, without_namespace};
-use crate::support::{eventually, namespace, runtime};
+use crate::support::{Bundle, eventually, namespace, runtime};
 
 /// The specification's names and the kernel's.
 const KINDS: [(&str, &str); 8] = [
@@ -498,6 +498,116 @@ fn a_container_may_share_the_callers_mount_namespace() {
         "the caller's own mounts"
     );
     assert!(!mine.is_empty());
+}
+
+/// A container with the caller's mount namespace, in which everything else is mounted as always.
+fn with_the_callers_mounts(config: &mut Value) {
+    without_namespace(config, "mount");
+    let linux = config["linux"].as_object_mut().unwrap();
+    linux.remove("maskedPaths");
+    linux.remove("readonlyPaths");
+}
+
+fn mount_table() -> String {
+    fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
+#[test]
+fn mounts_in_the_callers_namespace_go_with_the_container() {
+    requires!(root);
+    differs!("runc", "they stay");
+    differs!("crun", "they stay");
+    let before = mount_table();
+    let host = of("thread-self");
+    let questions = [
+        "create:/x",
+        "create:/dev/shm/x",
+        "stat:/dev/null",
+        "list:/m",
+    ];
+    let bundle = asking(&questions, |c| {
+        with_the_callers_mounts(c);
+        c["root"]["readonly"] = json!(true);
+        c["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/m", "type": "bind", "source": "data", "options": ["bind", "shared"],
+        }));
+    });
+    fs::create_dir_all(bundle.path.join("data/there")).unwrap();
+    let seen = see(&bundle);
+    assert_eq!(seen["namespaces"]["mnt"], host["mnt"]);
+    assert_eq!(seen.errno("create:/x"), "EROFS");
+    assert_eq!(seen.ok("create:/dev/shm/x"), true);
+    assert_eq!(seen.ok("stat:/dev/null")["type"], "char");
+    assert_eq!(seen.ok("list:/m"), &json!(["there"]));
+    assert_eq!(mount_table(), before);
+
+    let waiting = Bundle::sleeping();
+    waiting.edit(with_the_callers_mounts);
+    waiting.up();
+    // Everybody in the namespace sees them.
+    let root = waiting.rootfs("").display().to_string();
+    let root = root.trim_end_matches('/');
+    assert!(mount_table().contains(&format!("{root}/proc ")));
+    let seen = waiting.verb(["exec"]).arg(&waiting.id);
+    let seen = seen.arg("cat").arg("/proc/1/comm").run().ok();
+    assert_eq!(seen.stdout, "sleep\n");
+    waiting.delete_force();
+    assert_eq!(mount_table(), before);
+    waiting.assert_nothing_left();
+}
+
+#[test]
+fn mounts_in_the_callers_namespace_are_not_left_by_a_failure() {
+    requires!(root);
+    differs!("runc", "they stay");
+    differs!("crun", "they stay");
+    let before = mount_table();
+    refused(
+        &asking(&[], |c| {
+            with_the_callers_mounts(c);
+            c["mounts"].as_array_mut().unwrap().push(
+                json!({ "destination": "/m", "type": "tmpfs", "source": "t", "options": ["size=x"] }),
+            );
+        }),
+        "at \"/m\"",
+    );
+    assert_eq!(mount_table(), before);
+    let bundle = asking(&[], |c| {
+        with_the_callers_mounts(c);
+        c["hooks"]["createRuntime"] =
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID"] }]);
+    });
+    assert_ne!(bundle.verb(["create"]).arg(&bundle.id).run().code(), 0);
+    assert_ne!(mount_table(), before);
+    bundle.delete_force();
+    assert_eq!(mount_table(), before);
+    // What somebody else has mounted there is not the container's to take away.
+    let other = Bundle::sleeping();
+    other.edit(with_the_callers_mounts);
+    other.up();
+    let root = other.rootfs("");
+    let none = None::<&str>;
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("t"), &root, Some("tmpfs"), flags, none).unwrap();
+    let refused = other.verb(["delete", "--force"]).arg(&other.id).run();
+    refused.fails_with("another mount lies on it");
+    nix::mount::umount(&root).unwrap();
+    other.delete_force();
+    assert_eq!(mount_table(), before);
+}
+
+#[test]
+fn in_a_user_namespace_mounts_need_a_mount_namespace() {
+    requires!(root);
+    differs!("runc", "the kernel's own error");
+    differs!("crun", "the kernel's own error");
+    refused(
+        &asking(&[], |c| {
+            user_namespace(c);
+            with_the_callers_mounts(c);
+        }),
+        "mounts: in a user namespace they need a mount namespace of the container's own",
+    );
 }
 
 #[test]
