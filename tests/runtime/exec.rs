@@ -115,6 +115,9 @@ fn the_process_is_limited_as_the_containers_own() {
         c["process"]["noNewPrivileges"] = json!(true);
         c["process"]["user"]["umask"] = json!(0o027);
         c["process"]["rlimits"] = json!([{ "type": "RLIMIT_CORE", "soft": 5, "hard": 7 }]);
+        c["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": 15 });
+        c["process"]["ioPriority"] = json!({ "class": "IOPRIO_CLASS_BE", "priority": 6 });
+        c["linux"]["personality"] = json!({ "domain": "LINUX32" });
         c["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
             "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 75 }],
@@ -123,6 +126,12 @@ fn the_process_is_limited_as_the_containers_own() {
     let seen = see(&bundle, &[], &["mkdir:/tmp/made"]);
     assert_eq!(seen.errno("mkdir:/tmp/made"), "EOVERFLOW");
     assert_eq!(seen["no_new_privs"], 1);
+    if !runtime().is("runc") && !runtime().is("crun") {
+        // Of both since 1.2 and 1.9.
+        assert_eq!((&seen["scheduler"], &seen["nice"]), (&json!(3), &json!(15)));
+        assert_eq!(seen["ioprio"], 2 << 13 | 6);
+        assert_eq!(seen["personality"], 8);
+    }
     assert_eq!(seen["umask"], "0027");
     assert_eq!(seen["rlimits"]["RLIMIT_CORE"], json!([5, 7]));
     assert_eq!(seen["capabilities"]["inheritable"], json!([]));
