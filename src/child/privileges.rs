@@ -251,7 +251,7 @@ fn become_user(given: &Given, plan: &Process) {
     };
     set_capabilities(given, extra);
     for number in (0..64u8).filter(|number| sets.ambient >> number & 1 == 1) {
-        // COMPAT: runc only warns when an ambient capability cannot be raised.
+        // The plan has left out what cannot be raised, as far as that can be known.
         raise_ambient(number).ok();
     }
 }

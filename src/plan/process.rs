@@ -163,7 +163,7 @@ fn sets(wanted: Option<&runtime::LinuxCapabilities>, available: u64) -> (Sets, V
         }
         bits
     };
-    let sets = Sets {
+    let mut sets = Sets {
         bounding: set(wanted.bounding()),
         effective: set(wanted.effective()),
         permitted: set(wanted.permitted()),
@@ -173,7 +173,39 @@ fn sets(wanted: Option<&runtime::LinuxCapabilities>, available: u64) -> (Sets, V
     missing.sort_unstable();
     missing.dedup();
     let warning = |name| format!("ignoring unavailable capability {name}");
-    (sets, missing.into_iter().map(warning).collect())
+    let mut warnings: Vec<_> = missing.into_iter().map(warning).collect();
+    warnings.extend(keep_possible(&mut sets));
+    (sets, warnings)
+}
+
+/// Take out of each set what the others forbid it (capabilities(7)); config.md: a warning and no failure.
+fn keep_possible(sets: &mut Sets) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut keep = |set: &mut u64, of: u64, says: &dyn Fn(&str) -> String| {
+        for capability in caps::all() {
+            if *set & !of & capability.bitmask() != 0 {
+                warnings.push(says(&capability.to_string()));
+            }
+        }
+        *set &= of;
+    };
+    keep(&mut sets.effective, sets.permitted, &|name| {
+        format!("ignoring effective capability {name}, which is not permitted")
+    });
+    keep(&mut sets.inheritable, sets.bounding, &|name| {
+        format!("ignoring inheritable capability {name}, which is not in the bounding set")
+    });
+    // COMPAT: the words are runc's.
+    keep(
+        &mut sets.ambient,
+        sets.permitted & sets.inheritable,
+        &|name| {
+            format!(
+                "can't raise ambient capability {name}: it is not both permitted and inheritable"
+            )
+        },
+    );
+    warnings
 }
 
 fn limit(limit: &runtime::PosixRlimit) -> Limit {
@@ -246,6 +278,27 @@ mod tests {
         assert_eq!(
             warnings,
             ["ignoring unavailable capability CAP_SYS_RESOURCE"]
+        );
+    }
+
+    #[test]
+    fn what_one_set_forbids_another_is_a_warning() {
+        let wanted = r#"{"bounding": ["CAP_KILL"], "permitted": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_SETUID", "CAP_KILL"],
+            "inheritable": ["CAP_KILL", "CAP_CHOWN"], "ambient": ["CAP_KILL", "CAP_CHOWN"]}"#;
+        let wanted = serde_json::from_str(wanted).unwrap();
+        let (sets, warnings) = sets(Some(&wanted), ALL_CAPABILITIES);
+        let kill = caps::Capability::CAP_KILL.bitmask();
+        assert_eq!(
+            (sets.effective, sets.inheritable, sets.ambient),
+            (kill, kill, kill)
+        );
+        assert_eq!(
+            warnings,
+            [
+                "ignoring effective capability CAP_SETUID, which is not permitted",
+                "ignoring inheritable capability CAP_CHOWN, which is not in the bounding set",
+                "can't raise ambient capability CAP_CHOWN: it is not both permitted and inheritable",
+            ]
         );
     }
 }

@@ -441,6 +441,33 @@ fn an_unknown_capability_is_passed_over() {
 }
 
 #[test]
+fn a_capability_that_another_set_forbids_is_a_warning() {
+    requires!(root);
+    differs!("crun", "an error, or nothing is said");
+    differs!("runc", "an error, or nothing is said");
+    let bundle = asking(&[], |c| {
+        c["process"]["capabilities"] = json!({
+            "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"],
+            "inheritable": ["CAP_SETUID"], "ambient": ["CAP_KILL"],
+        });
+    });
+    let outcome = bundle.run().ok();
+    let seen = &answers(&outcome)["capabilities"];
+    assert_eq!(seen["effective"], json!(["CAP_KILL"]));
+    assert_eq!(
+        (&seen["inheritable"], &seen["ambient"]),
+        (&json!([]), &json!([]))
+    );
+    for words in [
+        "ignoring effective capability CAP_CHOWN",
+        "ignoring inheritable capability CAP_SETUID",
+        "can't raise ambient capability CAP_KILL",
+    ] {
+        assert!(outcome.stderr.contains(words), "{words}: {outcome}");
+    }
+}
+
+#[test]
 fn resource_limits_are_set() {
     requires!(container);
     // All that the specification has; none so low that a program could not begin.
