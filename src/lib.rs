@@ -16,6 +16,7 @@ mod handshake;
 mod launch;
 
 mod cgroup;
+mod criu;
 mod hooks;
 mod idmap;
 mod report;

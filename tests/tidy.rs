@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "container",
         &[
             "cgroup",
+            "criu",
             "handshake",
             "hooks",
             "idmap",
@@ -50,6 +51,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hooks", &["sys"]),
     ("idmap", &[]),
     ("cgroup", &["sys"]),
+    // report: what CRIU is asked and says are steps of `--debug`.
+    ("criu", &["report", "sys"]),
     // spec: a bundle's config.json begins as the one that `spec` writes. idmap: a layer's owners are mapped as the
     // container's will be. Nothing else of the runtime: a container is started by starting the program.
     ("image", &["idmap", "report", "spec", "sys"]),

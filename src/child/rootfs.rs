@@ -115,7 +115,7 @@ fn hide_kernel_trees(root: &Path) -> nix::Result<()> {
             .skip_while(|field| *field != b"-")
             .nth(1)
             .unwrap_or_default();
-        let point = unescape(point);
+        let point = PathBuf::from(OsString::from_vec(mount::unescape(point)));
         if !matches!(kind, b"proc" | b"sysfs") || point.starts_with(root) {
             continue;
         }
@@ -147,26 +147,6 @@ fn read_up_to(file: &OwnedFd, limit: usize) -> nix::Result<Vec<u8>> {
             length => all.extend_from_slice(&piece[..length]),
         }
     }
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits (proc_pid_mountinfo(5)).
-fn unescape(field: &[u8]) -> PathBuf {
-    let (mut bytes, mut rest) = (Vec::new(), field);
-    while let Some((first, after)) = rest.split_first() {
-        match after.get(..3) {
-            Some(digits) if *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)) => {
-                bytes.push(digits.iter().fold(0u8, |value, digit| {
-                    value.wrapping_mul(8).wrapping_add(digit - b'0')
-                }));
-                rest = &after[3..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// Where a standard stream is the host's null device, give the payload the container's own.
@@ -364,22 +344,5 @@ pub(super) fn plain_file(directory: BorrowedFd, name: &str) -> nix::Result<Owned
         SFlag::S_IFLNK => Err(Errno::ELOOP),
         SFlag::S_IFDIR => Err(Errno::EISDIR),
         _ => Ok(file),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_paths_are_unescaped() {
-        for (field, path) in [
-            ("/a\\040b", "/a b"),
-            ("/a\\134", "/a\\"),
-            ("/plain", "/plain"),
-            ("/end\\04", "/end\\04"),
-        ] {
-            assert_eq!(unescape(field.as_bytes()), Path::new(path), "{field}");
-        }
     }
 }

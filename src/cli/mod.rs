@@ -6,6 +6,7 @@
 //! COMPAT: runc's parser (urfave/cli) is imitated where engines rely on it: a long flag may have one dash, flags may
 //! follow the container's id, usage errors exit with 1.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -16,6 +17,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod resume;
 mod run;
 mod spec;
@@ -141,7 +143,8 @@ const fn entry<V: Verb>() -> Entry {
     }
 }
 
-const VERBS: [Entry; 16] = [
+const VERBS: [Entry; 18] = [
+    entry::<checkpoint::Checkpoint>(),
     entry::<create::Create>(),
     entry::<delete::Delete>(),
     entry::<events::Events>(),
@@ -152,6 +155,7 @@ const VERBS: [Entry; 16] = [
     entry::<list::List>(),
     entry::<pause::Pause>(),
     entry::<ps::Ps>(),
+    entry::<restore::Restore>(),
     entry::<resume::Resume>(),
     entry::<run::Run>(),
     entry::<spec::Spec>(),

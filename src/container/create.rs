@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -79,7 +79,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
 }
 
 /// Be ready for what the payload and the terminal will tell.
-fn attend(options: &RunOptions) -> Result<Signals> {
+pub(super) fn attend(options: &RunOptions) -> Result<Signals> {
     if !options.no_subreaper {
         prctl::set_child_subreaper(true).context("become subreaper")?;
     }
@@ -97,7 +97,7 @@ fn start(talk: &ParentEnd, record: &Record) -> Result<()> {
 }
 
 /// Delete the container after its end, unless somebody else did.
-fn clean_up(options: &CreateOptions) -> Result<()> {
+pub(super) fn clean_up(options: &CreateOptions) -> Result<()> {
     let gone = |error: anyhow::Error| match error.downcast_ref() {
         Some(Fault::NotFound) => Ok(()),
         _ => Err(error),
@@ -124,15 +124,15 @@ enum Word {
 /// Everything worked out for a container of which nothing exists yet.
 ///
 /// Never dropped: the command ends soon, and freeing the many small pieces would copy memory that the child still shares.
-struct Draft<'a> {
-    options: &'a CreateOptions,
-    bundle: Bundle,
-    plan: Plan,
-    hierarchy: Hierarchy,
-    place: Place,
-    annotations: BTreeMap<String, String>,
-    rootless: bool,
-    console: Option<UnixStream>,
+pub(super) struct Draft<'a> {
+    pub(super) options: &'a CreateOptions,
+    pub(super) bundle: Bundle,
+    pub(super) plan: Plan,
+    pub(super) hierarchy: Hierarchy,
+    pub(super) place: Place,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) rootless: bool,
+    pub(super) console: Option<UnixStream>,
     pidfd_socket: Option<UnixStream>,
 }
 
@@ -146,7 +146,7 @@ struct Made {
 
 impl<'a> Draft<'a> {
     /// Read the bundle and work out the plan, refusing what cannot be. Nothing is created.
-    fn new(options: &'a CreateOptions, detached: bool) -> Result<Self> {
+    pub(super) fn new(options: &'a CreateOptions, detached: bool) -> Result<Self> {
         // CVE-2019-5736: before anything of the container's is near.
         seal::ensure().context("protect the own executable file")?;
         let host = Host::probe()?;
@@ -221,7 +221,7 @@ impl<'a> Draft<'a> {
         let linux = self.bundle.spec.linux().as_ref();
         let profile = linux.and_then(|linux| linux.seccomp().as_ref());
         let prepared = launch::prepare(&self.plan, profile, &cache)?;
-        let claim = Claim(Some(Dir::create(&self.options.root, &self.options.id)?));
+        let claim = Claim::new(self.options)?;
         let dir = claim.dir();
         let mut record = self.intent();
         if let Some(rdt) = prepared.rdt() {
@@ -263,13 +263,24 @@ impl<'a> Draft<'a> {
 
     /// Hand over what callers wait for, and write down that the container exists.
     fn put_on_record(&self, dir: &Locked, record: &mut Record, launched: &Launched) -> Result<()> {
-        let pid = launched.pid();
         if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
             fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()])
                 .context("send the terminal to the console socket")?;
         }
+        let (pid, pidfd) = (launched.pid(), launched.pidfd());
+        self.put_process_on_record(dir, record, (pid, pidfd), launched.has_cgroup())
+    }
+
+    /// The same for the process alone, which may have come to be in another way.
+    pub(super) fn put_process_on_record(
+        &self,
+        dir: &Locked,
+        record: &mut Record,
+        (pid, pidfd): (Pid, BorrowedFd),
+        has_cgroup: bool,
+    ) -> Result<()> {
         if let Some(socket) = &self.pidfd_socket {
-            fd::send(socket.as_fd(), b"standard", &[launched.pidfd().as_raw_fd()])
+            fd::send(socket.as_fd(), b"standard", &[pidfd.as_raw_fd()])
                 .context("send to the pidfd socket")?;
         }
         let stat = ProcessStat::read(pid.as_raw()).context("read the container's process")?;
@@ -279,7 +290,7 @@ impl<'a> Draft<'a> {
         record.external_descriptors = (0..=2)
             .map(|number| link(&format!("/proc/self/fd/{number}")))
             .collect();
-        if !launched.has_cgroup() {
+        if !has_cgroup {
             record.cgroup = None;
             record.cgroup_paths.clear();
             if !record.own_pid_namespace {
@@ -297,7 +308,7 @@ impl<'a> Draft<'a> {
     }
 
     /// What is known of the container before anything of it exists.
-    fn intent(&self) -> Record {
+    pub(super) fn intent(&self) -> Record {
         let spec = &self.bundle.spec;
         let hooks = &self.plan.hooks;
         let mount_point = |path: &Path| {
@@ -353,7 +364,7 @@ impl<'a> Draft<'a> {
     }
 
     /// The container's state as its hooks get it.
-    fn state(&self, status: &str, pid: i32) -> Vec<u8> {
+    pub(super) fn state(&self, status: &str, pid: i32) -> Vec<u8> {
         let state = hooks::State {
             oci_version: self.bundle.spec.version(),
             id: self.options.id.as_str(),
@@ -368,7 +379,7 @@ impl<'a> Draft<'a> {
 
     /// runtime.md, Lifecycle: after a failed hook of the creating phase everything is undone, which has happened, and
     /// the poststop hooks are run.
-    fn after_failure(&self, error: anyhow::Error, record: &Record) -> anyhow::Error {
+    pub(super) fn after_failure(&self, error: anyhow::Error, record: &Record) -> anyhow::Error {
         if error.is::<HookFailed>()
             && let Err(more) = run_hooks("poststop", &record.poststop, record, Status::Stopped)
         {
@@ -379,16 +390,20 @@ impl<'a> Draft<'a> {
 }
 
 /// A state directory that is removed again unless the container comes to be.
-struct Claim(Option<Locked>);
+pub(super) struct Claim(Option<Locked>);
 
 impl Claim {
-    fn dir(&self) -> &Locked {
+    pub(super) fn new(options: &CreateOptions) -> Result<Self> {
+        Dir::create(&options.root, &options.id).map(|dir| Self(Some(dir)))
+    }
+
+    pub(super) fn dir(&self) -> &Locked {
         self.0
             .as_ref()
             .expect("the claim is there until it is kept")
     }
 
-    fn keep(mut self) -> Locked {
+    pub(super) fn keep(mut self) -> Locked {
         self.0.take().expect("the claim is there until it is kept")
     }
 }

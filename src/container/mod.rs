@@ -20,11 +20,13 @@
 //! A verb that changes a container holds the lock of its state directory. `state`, `list` and `kill` do not look at the
 //! lock, so a create that hangs holds up none of them. Status is never stored (`state.rs` derives it).
 
+mod checkpoint;
 mod create;
 mod exec;
 pub(crate) mod foreground;
 #[cfg(feature = "_fuzz")]
 pub(crate) mod fuzz;
+mod restore;
 pub(crate) mod state;
 
 use std::fmt;
@@ -42,12 +44,15 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
 use oci_spec::runtime::LinuxResources;
 
+pub(crate) use checkpoint::{CheckpointOptions, Images, checkpoint};
 pub(crate) use create::{create, run};
 pub(crate) use exec::{ExecOptions, ProcessOptions, Wanted, exec};
+pub(crate) use restore::{RestoreOptions, restore};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
 use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Traces, Watch, keeps_failed};
 pub(crate) use crate::cgroup::{Driver, Happened, Schemata, Stats};
+pub(crate) use crate::criu::{CgroupsMode, NetworkLock, Switch};
 use crate::hooks::{self, Prepared};
 use crate::launch;
 use crate::report;

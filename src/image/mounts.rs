@@ -11,6 +11,8 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
+use crate::sys::mount::unescape;
+
 /// Paths that some mount stands on.
 #[derive(Debug, Default)]
 pub(crate) struct Mounted {
@@ -211,30 +213,6 @@ pub(crate) fn lower_list(value: &[u8]) -> Vec<Vec<u8>> {
     // Two colons before a data-only directory leave an empty element.
     all.retain(|one| !one.is_empty());
     all
-}
-
-/// `\040` and its like: a backslash and three octal digits stand for a byte.
-pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).filter(|digits| {
-            *first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit))
-        });
-        let value =
-            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match value {
-            Some(value) => {
-                plain.push(value);
-                rest = &tail[3..];
-            }
-            None => {
-                plain.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    plain
 }
 
 fn path(bytes: &[u8]) -> PathBuf {

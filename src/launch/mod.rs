@@ -6,10 +6,12 @@ mod carrier;
 mod join;
 mod network;
 mod notify;
+mod restored;
 mod sources;
 
 pub(crate) use carrier::{Carrier, take_away};
 pub(crate) use join::{Joining, join};
+pub(crate) use restored::{Restored, house};
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

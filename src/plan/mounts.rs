@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Mount, Spec};
 
 use crate::idmap::{Maps, Range};
 use crate::spec::may_replace_in_proc;
@@ -528,6 +528,23 @@ pub(crate) fn operation(
         }
     };
     Ok(op)
+}
+
+/// The bind mounts of a configuration, without their id maps.
+///
+/// # Errors
+/// As for [`operation`].
+pub(crate) fn binds(spec: &Spec, bundle: &Path) -> Result<Vec<MountOp>> {
+    let all = spec.mounts().iter().flatten().map(|mount| {
+        let mut any_maps = IdMaps {
+            joined: true,
+            ..IdMaps::default()
+        };
+        operation(mount, bundle, Hierarchy::New, &mut any_maps)
+    });
+    let mut all = all.collect::<Result<Vec<_>>>()?;
+    all.retain(|op| matches!(op.what, What::Bind { .. }));
+    Ok(all)
 }
 
 impl What {

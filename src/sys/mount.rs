@@ -303,3 +303,46 @@ fn complaints(context: &OwnedFd) -> String {
     }
     text
 }
+
+/// The bytes of a field of mountinfo, which writes space, tab, newline and backslash as a backslash and three octal
+/// digits (proc_pid_mountinfo(5)).
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| (b'0'..=b'7').contains(digit))
+        });
+        let value =
+            digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match value {
+            Some(value) => {
+                plain.push(value);
+                rest = &tail[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_paths_are_unescaped() {
+        for (field, path) in [
+            ("/a\\040b", "/a b"),
+            ("/a\\134", "/a\\"),
+            ("/plain", "/plain"),
+            ("/end\\04", "/end\\04"),
+            ("/no\\999", "/no\\999"),
+        ] {
+            assert_eq!(unescape(field.as_bytes()), path.as_bytes(), "{field}");
+        }
+    }
+}

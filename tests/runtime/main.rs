@@ -11,6 +11,7 @@ mod hostile;
 mod inside;
 
 mod cgroup;
+mod checkpoint;
 mod cli;
 mod concurrency;
 mod console;

@@ -130,6 +130,20 @@ pub(crate) fn systemd() -> Result<(), String> {
     }
 }
 
+/// CRIU is installed and knows this kernel.
+pub(crate) fn criu() -> Result<(), String> {
+    command("criu")?;
+    match std::process::Command::new("criu").arg("check").output() {
+        Ok(out) if out.status.success() => Ok(()),
+        Ok(out) => {
+            let said = String::from_utf8_lossy(&out.stderr);
+            let first = said.lines().next().unwrap_or("no reason given");
+            Err(format!("criu check: {first}"))
+        }
+        Err(e) => Err(format!("criu: {e}")),
+    }
+}
+
 /// The named program is in `$PATH`.
 pub(crate) fn command(name: &str) -> Result<(), String> {
     let path = std::env::var_os("PATH").unwrap_or_default();

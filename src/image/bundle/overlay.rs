@@ -12,9 +12,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
 use crate::report::debug;
-use crate::sys::mount::{Parameter, attach, new_filesystem};
+use crate::sys::mount::{Parameter, attach, new_filesystem, unescape};
 
-use super::super::mounts;
 use super::super::store::LayerForm;
 
 /// What is mounted.
@@ -240,7 +239,7 @@ fn mount_points(table: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(mounts::unescape)
+        .map(unescape)
 }
 
 #[cfg(test)]

@@ -1,0 +1,511 @@
+//! `checkpoint` and `restore`: a container's processes to files, and from them.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::kill;
+use serde_json::json;
+
+use crate::support::console::{ConsoleSocket, Terminal, socket_path};
+use crate::support::{Bundle, Verb, eventually, mounts, runtime, sh};
+
+/// A container that counts into /count of its root.
+fn counting() -> Bundle {
+    Bundle::with(|c| {
+        c["root"]["readonly"] = json!(false);
+        sh(
+            c,
+            "i=0; while :; do i=$((i + 1)); echo $i >/count.new; mv /count.new /count; sleep 0.05; done",
+        );
+    })
+}
+
+fn count(bundle: &Bundle) -> u64 {
+    fs::read_to_string(bundle.rootfs("count"))
+        .unwrap_or_default()
+        .trim()
+        .parse()
+        .unwrap_or(0)
+}
+
+fn counts_from(bundle: &Bundle, least: u64) {
+    assert!(
+        eventually(|| count(bundle) > least),
+        "it counts no further than {least}"
+    );
+}
+
+/// The host's null device: CRIU cannot restore what lies outside of the container.
+fn null() -> OwnedFd {
+    let both = fs::File::options().read(true).write(true).open("/dev/null");
+    both.expect("/dev/null").into()
+}
+
+fn up(bundle: &Bundle) {
+    let run = bundle
+        .verb(["run", "--detach", "--bundle"])
+        .arg(&bundle.path);
+    run.arg(&bundle.id).stdio(&null()).ok();
+}
+
+fn images(bundle: &Bundle) -> PathBuf {
+    bundle.beside("images")
+}
+
+fn checkpoint(bundle: &Bundle) -> Verb {
+    bundle
+        .verb(["checkpoint", "--image-path"])
+        .arg(images(bundle))
+        .arg(&bundle.id)
+}
+
+/// `restore`, detached, with options before the id.
+fn restore(bundle: &Bundle, options: &[&str]) -> Verb {
+    bundle
+        .verb(["restore", "--detach", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(bundle))
+        .args(options)
+        .arg(&bundle.id)
+}
+
+#[test]
+fn a_restored_container_goes_on_where_it_was() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 5);
+    let before = bundle.pid();
+    checkpoint(&bundle).ok();
+
+    // The container is gone, its images are not.
+    bundle
+        .verb(["state"])
+        .arg(&bundle.id)
+        .run()
+        .fails_with("does not exist");
+    assert!(kill(before, None).is_err(), "process {before} is left");
+    assert!(!bundle.cgroup().exists(), "its cgroup is left");
+    assert!(images(&bundle).join("inventory.img").is_file());
+    let stopped_at = count(&bundle);
+
+    let pid_file = bundle.beside("pid");
+    restore(&bundle, &["--pid-file", pid_file.to_str().unwrap()]).ok();
+    assert_eq!(bundle.status(), "running");
+    assert_eq!(
+        fs::read_to_string(&pid_file).unwrap(),
+        bundle.pid().to_string()
+    );
+    counts_from(&bundle, stopped_at);
+    let membership = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).unwrap();
+    let own = bundle.cgroup();
+    let own = own.strip_prefix(crate::support::needs::CGROUPS).unwrap();
+    assert!(
+        membership
+            .lines()
+            .any(|line| line == format!("0::/{}", own.display())),
+        "{membership}"
+    );
+    let seen = bundle
+        .verb(["exec"])
+        .arg(&bundle.id)
+        .args(["cat", "/count"])
+        .ok();
+    assert!(
+        seen.stdout.trim().parse::<u64>().unwrap() > stopped_at,
+        "{seen}"
+    );
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_restored_container_can_be_paused_and_checkpointed_again() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 3);
+    checkpoint(&bundle).ok();
+    restore(&bundle, &[]).ok();
+    bundle.verb(["pause"]).arg(&bundle.id).ok();
+    assert_eq!(bundle.status(), "paused");
+    bundle.verb(["resume"]).arg(&bundle.id).ok();
+    counts_from(&bundle, count(&bundle));
+    checkpoint(&bundle).ok();
+    let stopped_at = count(&bundle);
+    restore(&bundle, &[]).ok();
+    counts_from(&bundle, stopped_at);
+}
+
+#[test]
+fn a_container_that_is_left_running_runs_on_beside_its_images() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 3);
+    let before = bundle.pid();
+    let work = bundle.beside("work");
+    checkpoint(&bundle)
+        .arg("--leave-running")
+        .arg("--work-path")
+        .arg(&work)
+        .ok();
+    assert_eq!(
+        (bundle.status().as_str(), bundle.pid()),
+        ("running", before)
+    );
+    counts_from(&bundle, count(&bundle));
+    assert!(work.join("dump.log").is_file());
+    assert!(!images(&bundle).join("dump.log").exists());
+}
+
+#[test]
+fn a_pre_dump_is_what_the_next_checkpoint_builds_on() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 3);
+    let parent = bundle.beside("parent");
+    bundle
+        .verb(["checkpoint", "--pre-dump", "--image-path"])
+        .arg(&parent)
+        .arg(&bundle.id)
+        .ok();
+    assert_eq!(bundle.status(), "running");
+    checkpoint(&bundle)
+        .args(["--parent-path", "../parent"])
+        .ok();
+    assert_eq!(
+        fs::canonicalize(images(&bundle).join("parent")).unwrap(),
+        fs::canonicalize(&parent).unwrap()
+    );
+    let stopped_at = count(&bundle);
+    restore(&bundle, &[]).ok();
+    counts_from(&bundle, stopped_at);
+}
+
+#[test]
+fn bind_mounts_and_masks_are_there_again_with_their_attributes() {
+    requires!(root, criu);
+    let bundle = counting();
+    let (readable, writable) = (bundle.beside("readable"), bundle.beside("writable"));
+    for dir in [&readable, &writable] {
+        fs::create_dir(dir).unwrap();
+    }
+    fs::write(readable.join("word"), "first").unwrap();
+    bundle.edit(|c| {
+        let bind = |source: &Path, to: &str, how: &str| {
+            json!({"type": "bind", "source": source, "destination": to, "options": ["rbind", how]})
+        };
+        mounts(c).extend([
+            bind(&readable, "/deep/in/readable", "ro"),
+            bind(&writable, "/link/writable", "rw"),
+            bind(&readable.join("word"), "/deep/file", "ro"),
+        ]);
+        c["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/acpi", "/proc/timer_list"]);
+        c["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    });
+    // A destination that is reached through a link.
+    std::os::unix::fs::symlink("target", bundle.rootfs("link")).unwrap();
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    fs::write(readable.join("word"), "second").unwrap();
+    restore(&bundle, &[]).ok();
+    let seen = |command: &str| {
+        let outcome = bundle
+            .verb(["exec"])
+            .arg(&bundle.id)
+            .args(["sh", "-c", command])
+            .run();
+        format!("{}{}", outcome.stdout, outcome.stderr)
+    };
+    assert_eq!(
+        seen("cat /deep/in/readable/word /deep/file"),
+        "secondsecond"
+    );
+    assert!(seen("touch /deep/in/readable/x").contains("Read-only"));
+    assert_eq!(seen("echo kept >/target/writable/y"), "");
+    assert_eq!(fs::read_to_string(writable.join("y")).unwrap(), "kept\n");
+    assert_eq!(seen("cat /proc/kcore /proc/timer_list | wc -c"), "0\n");
+    assert!(seen("echo 1 >/proc/sys/kernel/sysrq").contains("Read-only"));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+    assert!(
+        fs::read_dir(&readable).unwrap().count() == 1,
+        "something was made in a read-only mount"
+    );
+}
+
+#[test]
+fn links_of_the_image_change_no_mount_at_the_restore() {
+    requires!(root, criu);
+    let bundle = counting();
+    let (secret, public) = (bundle.beside("secret"), bundle.beside("public"));
+    for (dir, word) in [(&secret, "secret"), (&public, "public")] {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("word"), word).unwrap();
+    }
+    bundle.edit(|c| {
+        mounts(c).extend([
+            json!({"type": "bind", "source": secret, "destination": "/a", "options": ["bind", "ro"]}),
+            json!({"type": "bind", "source": public, "destination": "/b", "options": ["bind", "rw"]}),
+        ]);
+    });
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    // What was the writable one's mount point leads to the other's now.
+    fs::remove_dir(bundle.rootfs("b")).unwrap();
+    std::os::unix::fs::symlink("/a", bundle.rootfs("b")).unwrap();
+    let restored = restore(&bundle, &[]).run();
+    if restored.code() == 0 {
+        let write = bundle
+            .verb(["exec"])
+            .arg(&bundle.id)
+            .args([
+                "sh",
+                "-c",
+                "echo x >/a/word; echo x >/b/word; cat /proc/self/mountinfo",
+            ])
+            .run();
+        assert_eq!(
+            fs::read_to_string(secret.join("word")).unwrap(),
+            "secret",
+            "{write}"
+        );
+    }
+    assert_eq!(fs::read_to_string(secret.join("word")).unwrap(), "secret");
+}
+
+#[test]
+fn a_name_that_criu_would_take_for_another_is_refused() {
+    requires!(root, criu);
+    let bundle = counting();
+    let dir = bundle.beside("dir");
+    fs::create_dir(&dir).unwrap();
+    bundle.edit(|c| {
+        mounts(c).push(
+            json!({"type": "bind", "source": dir, "destination": "/a]:/etc", "options": ["bind"]}),
+        );
+    });
+    up(&bundle);
+    checkpoint(&bundle)
+        .run()
+        .fails_with("CRIU cannot tell apart a name");
+    assert_eq!(bundle.status(), "running");
+}
+
+#[test]
+fn output_of_a_restored_container_goes_to_its_new_caller() {
+    requires!(root, criu);
+    // Pipes take the place of pipes; the exit code is the container's.
+    const PIPED: &str = "{ \"$@\"; echo \"code $?\"; } 2>&1 </dev/null | cat";
+    let bundle =
+        Bundle::sh("trap 'echo heard; exit 7' TERM; echo begun; while :; do sleep 0.05; done");
+    let run = bundle.verb(["run", "--bundle"]).arg(&bundle.path);
+    let first = run.arg(&bundle.id).under(["sh", "-c", PIPED, "sh"]).spawn();
+    assert!(eventually(|| first.stdout().contains("begun")));
+    checkpoint(&bundle).ok();
+    assert_eq!(first.wait().stdout, "begun\ncode 137\n");
+    let second = bundle
+        .verb(["restore", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .under(["sh", "-c", PIPED, "sh"])
+        .spawn();
+    let state = || bundle.verb(["state"]).arg(&bundle.id).run();
+    assert!(eventually(|| state().stdout.contains("running")));
+    bundle.kill("TERM").ok();
+    assert_eq!(second.wait().stdout, "heard\ncode 7\n");
+    bundle.assert_nothing_left();
+}
+
+fn master(socket: &ConsoleSocket) -> OwnedFd {
+    socket.receive().fds.pop().expect("a descriptor")
+}
+
+#[test]
+fn the_terminal_of_a_restored_container_comes_through_the_console_socket() {
+    requires!(root, criu);
+    let bundle = Bundle::with(|c| {
+        sh(c, "while read -r line; do echo \"got $line\"; done");
+        c["process"]["terminal"] = json!(true);
+    });
+    let socket = ConsoleSocket::bind(socket_path(&bundle.path));
+    bundle
+        .verb(["run", "--detach", "--console-socket"])
+        .arg(&socket.path)
+        .arg("--bundle")
+        .arg(&bundle.path)
+        .arg(&bundle.id)
+        .ok();
+    let mut terminal = Terminal::new(master(&socket));
+    terminal.write("one\n");
+    terminal.expect("got one");
+    checkpoint(&bundle).ok();
+    restore(
+        &bundle,
+        &["--console-socket", socket.path.to_str().unwrap()],
+    )
+    .ok();
+    let mut terminal = Terminal::new(master(&socket));
+    terminal.write("two\n");
+    terminal.expect("got two");
+}
+
+#[test]
+fn limits_hold_for_a_restored_container() {
+    requires!(root, criu, controller "pids");
+    let bundle = counting();
+    bundle.edit(|c| c["linux"]["resources"] = json!({"pids": {"limit": 77}}));
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    restore(&bundle, &[]).ok();
+    let limit = fs::read_to_string(bundle.cgroup().join("pids.max")).unwrap();
+    assert_eq!(limit, "77\n");
+}
+
+#[test]
+fn systemd_has_a_scope_for_a_restored_container() {
+    requires!(root, criu, systemd);
+    let bundle = counting();
+    let name = bundle.id.clone();
+    bundle.edit(|c| c["linux"]["cgroupsPath"] = json!(format!("system.slice:restored:{name}")));
+    let with = |verb: &[&str]| {
+        bundle
+            .verb([&["--systemd-cgroup"], verb].concat())
+            .stdio(&null())
+    };
+    with(&["run", "--detach", "--bundle"])
+        .arg(&bundle.path)
+        .arg(&bundle.id)
+        .ok();
+    counts_from(&bundle, 1);
+    with(&["checkpoint", "--image-path"])
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .ok();
+    with(&["restore", "--detach", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .ok();
+    let membership = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).unwrap();
+    let unit = format!("restored-{name}.scope");
+    assert!(membership.trim_end().ends_with(&unit), "{membership}");
+    let state = Command::new("systemctl")
+        .args(["is-active", &unit])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&state.stdout), "active\n");
+    bundle.delete_force().ok();
+    let state = Command::new("systemctl")
+        .args(["is-active", &unit])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&state.stdout), "inactive\n");
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing_behind() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    let broken = images(&bundle).join("pstree.img");
+    fs::write(&broken, "no image").unwrap();
+    let outcome = restore(&bundle, &[]).run();
+    outcome.fails_with("restore.log");
+    if runtime().is("pelagos") {
+        outcome.fails_with("restore failed: criu failed: type RESTORE");
+    }
+    bundle.assert_nothing_left();
+    fs::remove_dir_all(images(&bundle)).unwrap();
+    restore(&bundle, &[]).run().fails_with("images");
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn only_a_container_that_runs_is_checkpointed() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    bundle.create().ok();
+    checkpoint(&bundle)
+        .run()
+        .fails_with("Container cannot be checkpointed in created state");
+    bundle.kill("KILL").ok();
+    bundle.wait_for("stopped");
+    checkpoint(&bundle)
+        .run()
+        .fails_with("Container cannot be checkpointed in stopped state");
+    bundle
+        .verb(["checkpoint", "no-such-container"])
+        .run()
+        .fails_with("does not exist");
+}
+
+#[test]
+fn options_of_checkpoint_that_cannot_be_are_named() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    up(&bundle);
+    for (options, words) in [
+        (
+            &["--parent-path", "/absolute"][..],
+            "--parent-path must be relative",
+        ),
+        (
+            &["--manage-cgroups-mode", "some"],
+            "invalid manage-cgroups-mode value",
+        ),
+        (&["--empty-ns", "pid"], "is not supported"),
+        (
+            &["--page-server", "nowhere"],
+            "Use --page-server ADDRESS:PORT to specify page server",
+        ),
+        (&["--page-server", "here:port"], "Invalid port number"),
+    ] {
+        checkpoint(&bundle).args(options).run().fails_with(words);
+        assert_eq!(bundle.status(), "running");
+        assert!(
+            !images(&bundle).exists() || !runtime().is("pelagos"),
+            "{options:?}"
+        );
+    }
+}
+
+#[test]
+fn without_criu_the_error_says_what_is_needed() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    up(&bundle);
+    let empty = bundle.beside("empty");
+    fs::create_dir(&empty).unwrap();
+    for verb in [checkpoint(&bundle), restore(&bundle, &[])] {
+        let outcome = verb.env("PATH", &empty).run();
+        outcome.fails_with("criu");
+        if runtime().is("pelagos") {
+            outcome.fails_with("there is no program criu in $PATH");
+        }
+    }
+    assert_eq!(bundle.status(), "running");
+}
+
+#[test]
+fn an_ordinary_user_is_told_that_criu_wants_root() {
+    requires!(rootless);
+    let bundle = Bundle::sleeping();
+    up(&bundle);
+    checkpoint(&bundle).run().fails_with("needs root");
+    assert_eq!(bundle.status(), "running");
+    restore(&bundle, &[]).run().fails_with("needs root");
+}
