@@ -33,6 +33,8 @@ pub(crate) fn house(request: &Request, prepared: Provisions, maker: Pid) -> Resu
     } = prepared;
     let mut undo = Undo {
         process: Some(open(maker)?),
+        devices: None,
+        carrier: None,
         cgroup: make_cgroup(request, &limits)?,
         rdt,
     };

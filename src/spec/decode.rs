@@ -479,10 +479,9 @@ fn forget_absent_pids_limit(raw: &[u8], spec: &mut Spec) -> Result<()> {
         .and_then(|l| l.resources_mut().as_mut());
     if let Some(resources) = resources
         && resources.pids().is_some_and(|pids| pids.limit() == 0)
+        && is_absent(raw, "/linux/resources/pids/limit")?
     {
-        if is_absent(raw, "/linux/resources/pids/limit")? {
-            resources.set_pids(None);
-        }
+        resources.set_pids(None);
     }
     Ok(())
 }
