@@ -19,7 +19,7 @@ fn statistics_agree_with_the_kernels_files() {
     for driver in drivers() {
         let driven = Driven::sh(
             driver,
-            "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; touch /tmp/done; exec sleep 1000",
+            "i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; : >/tmp/done; exec sleep 1000",
             &json!({
                 "memory": { "limit": 64 << 20 }, "pids": { "limit": 40 },
                 "cpu": { "quota": 50_000, "period": 100_000 },

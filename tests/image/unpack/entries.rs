@@ -235,7 +235,7 @@ fn links_that_lead_in_a_circle_are_refused() {
     let circle = image([|l| {
         l.symlink("a", "b").symlink("b", "a").file("a/x", "", 0o644);
     }]);
-    refused(circle, "too many symbolic links");
+    refused(circle, "too many levels of symbolic links");
 }
 
 // L-18

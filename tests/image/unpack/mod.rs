@@ -45,7 +45,7 @@ fn both(image: ImageBuilder) -> Vec<Entry> {
     store.ok(["unpack", "a:1", "--layers"]);
     let mounted = mount_layers(&store, &built);
     let merged = tree(&mounted);
-    umount2(&mounted, MntFlags::empty()).expect("unmount");
+    umount2(&mounted, MntFlags::MNT_DETACH).expect("unmount");
     assert_same_tree(&flat, &merged);
     flat
 }
