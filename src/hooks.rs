@@ -8,8 +8,12 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fmt;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -27,6 +31,40 @@ pub(crate) struct Prepared {
     index: usize,
     program: Program,
     limit: Option<Duration>,
+    output: Output,
+}
+
+/// Where hooks write instead of into the message about their failure, stdout and stderr; one file for all of a container.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Output([Option<Arc<OwnedFd>>; 2]);
+
+impl Output {
+    /// Open the files that a container's annotations name, for appending; those that are missing are made.
+    ///
+    /// # Errors
+    /// A file cannot be opened; the annotation is named.
+    pub(crate) fn open(paths: &[Option<PathBuf>; 2]) -> Result<Self> {
+        let mut output = Self::default();
+        for (n, path) in paths.iter().enumerate() {
+            let Some(path) = path else { continue };
+            let file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path)
+                .with_context(|| {
+                    format!(
+                        "annotations.{}: open {}",
+                        Self::ANNOTATIONS[n],
+                        path.display()
+                    )
+                })?;
+            output.0[n] = Some(Arc::new(file.into()));
+        }
+        Ok(output)
+    }
+
+    const ANNOTATIONS: [&str; 2] = ["run.oci.hooks.stdout", "run.oci.hooks.stderr"];
 }
 
 impl Prepared {
@@ -42,18 +80,30 @@ impl Prepared {
         kind: &'static str,
         hooks: &[Hook],
         inherited: &[String],
+        output: &Output,
     ) -> Result<Vec<Self>> {
         hooks
             .iter()
             .enumerate()
             .map(|(index, hook)| {
-                Self::new(kind, index, hook, inherited)
+                Self::new(kind, index, hook, inherited, output)
                     .with_context(|| format!("{kind} hook #{index}"))
             })
             .collect()
     }
 
-    fn new(kind: &'static str, index: usize, hook: &Hook, inherited: &[String]) -> Result<Self> {
+    /// The descriptors that have to be open when it runs.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.output.0.iter().flatten().map(|file| file.as_fd())
+    }
+
+    fn new(
+        kind: &'static str,
+        index: usize,
+        hook: &Hook,
+        inherited: &[String],
+        output: &Output,
+    ) -> Result<Self> {
         let path = hook.path();
         ensure!(
             path.is_absolute(),
@@ -88,6 +138,7 @@ impl Prepared {
             index,
             program: Program::new(path, argv, env),
             limit,
+            output: output.clone(),
         })
     }
 
@@ -100,7 +151,13 @@ impl Prepared {
     )]
     pub(crate) fn run(&self, state: &[u8]) -> Result<(), HookFailure> {
         let (mut stdout, mut stderr) = (Captured::EMPTY, Captured::EMPTY);
-        let cause = match spawn::run(&self.program, state, self.limit, &mut stdout, &mut stderr) {
+        let files = self
+            .output
+            .0
+            .each_ref()
+            .map(|file| file.as_ref().map(|file| file.as_fd()));
+        let captured = [&mut stdout, &mut stderr];
+        let cause = match spawn::run(&self.program, state, self.limit, files, captured) {
             Ok(End::Exited(0)) => return Ok(()),
             Ok(End::Exited(status)) => Cause::Status(status),
             Ok(End::Signalled(signal)) => Cause::Signal(signal),
@@ -253,7 +310,7 @@ mod tests {
 
     fn failure(hook: HookBuilder) -> String {
         let hooks = [hook.build().unwrap()];
-        Prepared::list("createRuntime", &hooks, &[]).unwrap()[0]
+        Prepared::list("createRuntime", &hooks, &[], &Output::default()).unwrap()[0]
             .run(b"{}")
             .unwrap_err()
             .to_string()
@@ -287,7 +344,13 @@ mod tests {
     fn hook_without_env_gets_the_inherited_one_and_with_env_its_own() {
         let print = || hook("echo \"${A-unset} ${B-unset}\" >&2; exit 1");
         let run = |hook: HookBuilder, inherited: &[String]| {
-            Prepared::list("startContainer", &[hook.build().unwrap()], inherited).unwrap()[0]
+            Prepared::list(
+                "startContainer",
+                &[hook.build().unwrap()],
+                inherited,
+                &Output::default(),
+            )
+            .unwrap()[0]
                 .run(b"")
                 .unwrap_err()
                 .stderr
@@ -303,7 +366,7 @@ mod tests {
     #[test]
     fn text_is_cut_to_the_buffer_at_a_character() {
         let hooks = [hook("echo ää >&2; exit 1").build().unwrap()];
-        let failure = Prepared::list("poststop", &hooks, &[]).unwrap()[0]
+        let failure = Prepared::list("poststop", &hooks, &[], &Output::default()).unwrap()[0]
             .run(b"")
             .unwrap_err();
         let whole = failure.to_string();
@@ -317,7 +380,13 @@ mod tests {
     #[test]
     fn bad_hooks_are_refused_before_anything_runs() {
         let refuse = |hook: HookBuilder| {
-            let error = Prepared::list("prestart", &[hook.build().unwrap()], &[]).unwrap_err();
+            let error = Prepared::list(
+                "prestart",
+                &[hook.build().unwrap()],
+                &[],
+                &Output::default(),
+            )
+            .unwrap_err();
             format!("{error:#}")
         };
         assert_eq!(

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
 use nix::mount::MsFlags;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, symlinkat, unlinkat};
 
@@ -16,10 +16,13 @@ use super::{Given, copy_up, enter};
 use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::plan::devices::{LINKS, Making, Node};
-use crate::plan::mounts::{Hierarchy, MountOp, What, c_path, is_context};
+use crate::plan::mounts::{Hierarchy, Link, MountOp, What, c_path, is_context};
 use crate::sys::fd::set_attribute;
 use crate::sys::mount::{self, Change, Parameter, Reach, attr};
-use crate::sys::path::{Kind, ensure, file_type, open_beneath, open_in_root, open_no_links};
+use crate::sys::path::{
+    Kind, ensure, ensure_link, ensure_unfollowed, file_type, open_beneath, open_in_root,
+    open_no_links,
+};
 
 /// What a failed mount says besides its errno.
 type Refused = (Errno, String);
@@ -140,7 +143,14 @@ fn carry_out(
 ) -> Result<Option<Mounted>, Refused> {
     let mounted = match &op.what {
         What::Remount { parameters } => return remount(root, op, parameters).map(|()| None),
-        What::Bind { source, reach } => bind(given, root, op, (source, *reach), tree)?,
+        What::Bind {
+            source,
+            reach,
+            link,
+        } => match bind(given, root, op, (source, *reach, *link), tree)? {
+            Some(mounted) => mounted,
+            None => return Ok(None),
+        },
         What::Filesystem {
             kind,
             source,
@@ -255,29 +265,40 @@ fn bind(
     given: &Given,
     root: BorrowedFd,
     op: &MountOp,
-    (source, reach): (&Path, Reach),
+    (source, reach, link): (&Path, Reach, Link),
     tree: Option<OwnedFd>,
-) -> Result<Mounted, Refused> {
+) -> Result<Option<Mounted>, Refused> {
     let tree = match tree {
         Some(tree) => tree,
         None => {
-            let tree = mount::bind(source, reach, Change::default()).map_err(plain)?;
+            let clone = match link {
+                Link::Followed => mount::bind,
+                Link::Itself | Link::Copied => mount::bind_link,
+            };
+            let tree = clone(source, reach, Change::default()).map_err(plain)?;
             change(tree.as_fd(), Reach::One, op.at_first())?;
             tree
         }
     };
-    let is_directory = is_directory(&fstat(&tree).map_err(plain)?);
-    let kind = if is_directory {
-        Kind::Directory
-    } else {
-        Kind::File
+    let kind = match file_type(&fstat(&tree).map_err(plain)?) {
+        SFlag::S_IFDIR => Kind::Directory,
+        SFlag::S_IFLNK if link == Link::Copied => {
+            let text = readlinkat(&tree, "").map_err(plain)?;
+            return ensure_link(root, &op.untrusted_target, &text)
+                .map(|()| None)
+                .map_err(|errno| match errno {
+                    Errno::EEXIST => (errno, "copy-symlink: there is something else".to_owned()),
+                    _ => plain(errno),
+                });
+        }
+        _ => Kind::File,
     };
-    let (target, _) = ensure(root, &op.untrusted_target, kind).map_err(plain)?;
-    put(given, op, tree, target.as_fd())
-}
-
-fn is_directory(stat: &FileStat) -> bool {
-    file_type(stat) == SFlag::S_IFDIR
+    let make = match op.over_link {
+        true => ensure_unfollowed,
+        false => ensure,
+    };
+    let (target, _) = make(root, &op.untrusted_target, kind).map_err(plain)?;
+    put(given, op, tree, target.as_fd()).map(Some)
 }
 
 fn filesystem(

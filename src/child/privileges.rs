@@ -16,6 +16,7 @@ use nix::unistd::{
 
 use super::{Given, rootfs};
 use crate::handshake::Step;
+use crate::hooks::Prepared;
 use crate::plan::execution::Processors;
 use crate::plan::process::Process;
 use crate::sys::execution::{
@@ -232,11 +233,13 @@ fn become_user(given: &Given, plan: &Process) {
     let sets = &plan.capabilities;
     // Capabilities survive the change of user and are then set to exactly what is wanted.
     given.check(prctl::set_keepcaps(true), Step::Capabilities, "keep");
-    let groups: Vec<_> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    match setgroups(&groups) {
-        // A user namespace may forbid the call (user_namespaces(7)); with nothing to set nothing is lost.
-        Err(Errno::EPERM) if groups.is_empty() => {}
-        done => given.check(done, Step::Groups, ""),
+    if let Some(groups) = &plan.groups {
+        let groups: Vec<_> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        match setgroups(&groups) {
+            // A user namespace may forbid the call (user_namespaces(7)); with nothing to set nothing is lost.
+            Err(Errno::EPERM) if groups.is_empty() => {}
+            done => given.check(done, Step::Groups, ""),
+        }
     }
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
     given.check(setresgid(gid, gid, gid), Step::Ids, "setgid");
@@ -344,6 +347,12 @@ pub(super) fn close_all_but_ours(given: &Given, others: &[&OwnedFd], null: Optio
     if let Some((go, answer)) = &given.fifos {
         keep.extend([go.as_raw_fd(), answer.as_raw_fd()]);
     }
+    let hooks = given.start_container.iter();
+    keep.extend(
+        hooks
+            .flat_map(Prepared::descriptors)
+            .map(|fd| fd.as_raw_fd()),
+    );
     let trees = given.kernel_trees.iter().map(|(_, tree)| tree);
     let more = others
         .iter()

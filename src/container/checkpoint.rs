@@ -17,6 +17,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxNamespaceType as Kind;
 
+use super::readiness;
 use super::state::{Record, Status};
 use super::{Container, Id, PATIENCE, destroy};
 use crate::criu::{
@@ -123,7 +124,10 @@ pub(crate) fn checkpoint(options: &CheckpointOptions) -> Result<()> {
             asked.status_fd(number);
         }
     }
-    let bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
+    let mut bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
+    if readiness::is_provided(&locked) {
+        readiness::provide(&mut bundle.spec, locked.path())?;
+    }
     let init = InitView::open(&record)?;
     init.namespaces(&mut asked, &bundle)?;
     if !options.pre_dump {

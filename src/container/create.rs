@@ -12,9 +12,10 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
-use oci_spec::runtime::LinuxNamespaceType as Kind;
+use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
 
 use super::foreground::{self, Signals};
+use super::readiness::{self, Relay};
 use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
 };
@@ -24,7 +25,7 @@ use super::{
 use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
 use crate::hooks;
-use crate::idmap;
+use crate::idmap::{self, Maps, Range};
 use crate::launch::{self, Carrier, HookFailed, Launched, Request};
 use crate::plan::host::Host;
 use crate::plan::{Options, Plan};
@@ -58,6 +59,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
         locked,
         record,
         mut launched,
+        relay,
     } = draft.make(Word::Now)?;
     let console = launched.console.take().map(|(master, _)| master);
     let pid = launched.pid();
@@ -70,8 +72,13 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     }
     // Others may work on the container while it runs.
     drop(locked);
-    let Some(signals) = signals else { return Ok(0) };
-    let code = foreground::wait(pid, pidfd, console, &signals)?;
+    let Some(signals) = signals else {
+        if let Some(relay) = relay {
+            relay.wait(pid.as_raw(), pidfd.as_fd())?;
+        }
+        return Ok(0);
+    };
+    let code = foreground::wait(pid, pidfd, console, &signals, relay.as_ref())?;
     if !options.keep {
         clean_up(&options.create)?;
     }
@@ -133,7 +140,9 @@ pub(super) struct Draft<'a> {
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) rootless: bool,
     pub(super) console: Option<UnixStream>,
-    pidfd_socket: Option<UnixStream>,
+    pidfd_sockets: Vec<UnixStream>,
+    /// Whether the container has a place for its `NOTIFY_SOCKET`.
+    notify: bool,
 }
 
 /// A container that waits for the word to start, on record. Dropped, it is undone.
@@ -142,6 +151,8 @@ struct Made {
     launched: Launched,
     record: Record,
     locked: Locked,
+    /// Where this command waits for the payload's readiness.
+    relay: Option<Relay>,
 }
 
 impl<'a> Draft<'a> {
@@ -155,10 +166,17 @@ impl<'a> Draft<'a> {
             Rootless::No => false,
             Rootless::Auto => host.rootless(),
         };
-        let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
+        let mut bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
         // COMPAT: the runtime, and so its hooks, stand in the bundle's directory.
         std::env::set_current_dir(&bundle.path).context("enter the bundle's directory")?;
+        if !Uid::effective().is_root() {
+            give_user_namespace(&mut bundle.spec)?;
+        }
         check(&bundle, options, rootless)?;
+        let notify = readiness::manager().is_some();
+        if notify {
+            readiness::provide(&mut bundle.spec, &options.root.join(options.id.as_str()))?;
+        }
         let terminal = bundle
             .spec
             .process()
@@ -188,17 +206,22 @@ impl<'a> Draft<'a> {
             bundle.spec.annotations().iter().flatten(),
             rootless,
         )?;
-        let connect = |path: &Option<PathBuf>, what: &str| {
-            path.as_deref()
-                .map(|path| {
-                    UnixStream::connect(path)
-                        .with_context(|| format!("connect to {what} {}", path.display()))
-                })
-                .transpose()
+        let connect = |path: &PathBuf, what: &str| {
+            UnixStream::connect(path)
+                .with_context(|| format!("connect to {what} {}", path.display()))
         };
+        let pidfd_sockets = [&options.pidfd_socket, &plan.extensions.pidfd_receiver];
         Ok(Self {
-            console: connect(&options.console_socket, "console socket")?,
-            pidfd_socket: connect(&options.pidfd_socket, "pidfd socket")?,
+            console: options
+                .console_socket
+                .as_ref()
+                .map(|path| connect(path, "console socket"))
+                .transpose()?,
+            pidfd_sockets: pidfd_sockets
+                .into_iter()
+                .flatten()
+                .map(|path| connect(path, "pidfd socket"))
+                .collect::<Result<_>>()?,
             annotations: bundle
                 .spec
                 .annotations()
@@ -212,6 +235,7 @@ impl<'a> Draft<'a> {
             hierarchy,
             place,
             rootless,
+            notify,
         })
     }
 
@@ -241,9 +265,10 @@ impl<'a> Draft<'a> {
         };
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;
-        let fifos = match word {
-            Word::Later => Some(self.fifos(dir)?),
-            Word::Now => None,
+        self.make_notify_directory(dir)?;
+        let (fifos, relay) = match word {
+            Word::Later => (Some(self.fifos(dir)?), None),
+            Word::Now => (None, Relay::open(dir)?),
         };
         let launched = launch::launch(&request, prepared, fifos, || {
             dir.freeze_config(&self.bundle.raw)
@@ -258,7 +283,15 @@ impl<'a> Draft<'a> {
             launched,
             record,
             locked: claim.keep(),
+            relay,
         })
+    }
+
+    pub(super) fn make_notify_directory(&self, dir: &Locked) -> Result<()> {
+        match self.notify {
+            true => readiness::make_directory(dir),
+            false => Ok(()),
+        }
     }
 
     /// Hand over what callers wait for, and write down that the container exists.
@@ -279,7 +312,7 @@ impl<'a> Draft<'a> {
         (pid, pidfd): (Pid, BorrowedFd),
         has_cgroup: bool,
     ) -> Result<()> {
-        if let Some(socket) = &self.pidfd_socket {
+        for socket in &self.pidfd_sockets {
             fd::send(socket.as_fd(), b"standard", &[pidfd.as_raw_fd()])
                 .context("send to the pidfd socket")?;
         }
@@ -414,6 +447,30 @@ impl Drop for Claim {
             report::warn(format_args!("{error:#}"));
         }
     }
+}
+
+/// A new user namespace for the container of an ordinary user, who cannot have one without, unless the configuration names
+/// one. Maps that it has stay; else root is the user, and the ids from 1 on are those of /etc/subuid and /etc/subgid.
+// COMPAT: crun does so; runc refuses.
+fn give_user_namespace(spec: &mut Spec) -> Result<()> {
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    if namespaces.iter().any(|one| one.typ() == Kind::User) {
+        return Ok(());
+    }
+    namespaces.push(LinuxNamespaceBuilder::default().typ(Kind::User).build()?);
+    linux.set_namespaces(Some(namespaces));
+    if linux.uid_mappings().is_none() && linux.gid_mappings().is_none() {
+        let (maps, single) = Maps::of_caller()?;
+        if let Some(why) = single {
+            debug!("linux.uidMappings: one id only: {why}");
+        }
+        let mappings = |ranges: &[Range]| ranges.iter().map(Range::mapping).collect::<Vec<_>>();
+        linux.set_uid_mappings(Some(mappings(&maps.uids)));
+        linux.set_gid_mappings(Some(mappings(&maps.gids)));
+    }
+    spec.set_linux(Some(linux));
+    Ok(())
 }
 
 fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()> {

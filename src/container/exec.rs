@@ -105,7 +105,7 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
     let (_, pidfd) = launched.keep();
     match signals {
         None => Ok(0),
-        Some(signals) => foreground::wait(pid, pidfd, console, &signals),
+        Some(signals) => foreground::wait(pid, pidfd, console, &signals, None),
     }
 }
 
@@ -206,9 +206,7 @@ impl<'a> Draft<'a> {
         let profile = self.bundle.spec.linux().as_ref();
         let profile = profile.and_then(|linux| linux.seccomp().as_ref());
         let cache = launch::cache_directory(&self.options.root);
-        let filter = profile
-            .map(|profile| launch::cache::filter(profile, &cache))
-            .transpose()?;
+        let filter = launch::filter(&self.plan, profile, &cache)?;
         let pid = self.record.init_process_pid;
         let below = sub_cgroup(&self.options.cgroup)?;
         let cgroups = self.cgroups(below.as_deref())?;

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Pid, isatty, read, write};
 
+use super::readiness::Relay;
 use crate::sys::fd::standard;
 use crate::sys::{pidfd, pty, spawn};
 
@@ -47,26 +48,29 @@ pub(crate) fn block_signals() -> Result<Signals> {
 ///
 /// Every signal but CHLD and WINCH is passed on to it. With `console`, the pty's master, our standard streams and the pty
 /// are copied to each other, our terminal is raw meanwhile, and WINCH carries its size over. All ended children of this
-/// process are reaped, so a subreaper leaves no zombies.
+/// process are reaped, so a subreaper leaves no zombies. With `relay`, the service manager hears when the payload is ready;
+/// this process is the main one for it, since it stays.
 pub(crate) fn wait(
     pid: Pid,
     pidfd: OwnedFd,
     console: Option<OwnedFd>,
     signals: &Signals,
+    relay: Option<&Relay>,
 ) -> Result<u8> {
     let mut console = console.map(Console::new).transpose()?;
     let mut dead = false;
     loop {
         // ORDER: before the poll. A child that ended earlier may have left no event to wake up for.
-        match reap(pid)? {
-            Some(code) => {
-                if let Some(console) = &mut console {
-                    console.drain();
-                }
-                return Ok(code);
+        let code = match reap(pid)? {
+            // KERNEL: dead for its pidfd and not yet for its parent, as long as a tracer has not heard of its death.
+            None if dead => Some(spawn::reap_one(pid).context("wait for the payload")?),
+            code => code,
+        };
+        if let Some(code) = code {
+            if let Some(console) = &mut console {
+                console.drain();
             }
-            None if dead => bail!("process {pid} is not a child of this one"),
-            None => {}
+            return Ok(code);
         }
         let mut fds = vec![
             PollFd::new(signals.0.as_fd(), PollFlags::POLLIN),
@@ -74,6 +78,9 @@ pub(crate) fn wait(
         ];
         let streams = console.as_ref().map_or(Vec::new(), Console::streams);
         fds.extend(streams.iter().map(|(_, fd)| fd.clone()));
+        if let Some(relay) = relay {
+            fds.push(PollFd::new(relay.as_fd(), PollFlags::POLLIN));
+        }
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             other => other.context("wait for the payload")?,
@@ -92,6 +99,12 @@ pub(crate) fn wait(
             {
                 console.copy(stream);
             }
+        }
+        if let Some(relay) = relay
+            && let Err(error) = relay.pass_on(Pid::this().as_raw())
+        {
+            // The payload runs, whoever hears of it.
+            crate::report::warn(format_args!("{error:#}"));
         }
     }
 }

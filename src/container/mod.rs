@@ -26,6 +26,7 @@ mod exec;
 pub(crate) mod foreground;
 #[cfg(feature = "_fuzz")]
 pub(crate) mod fuzz;
+pub(crate) mod readiness;
 mod restore;
 pub(crate) mod state;
 
@@ -47,14 +48,16 @@ use oci_spec::runtime::LinuxResources;
 pub(crate) use checkpoint::{CheckpointOptions, Images, checkpoint};
 pub(crate) use create::{create, run};
 pub(crate) use exec::{ExecOptions, ProcessOptions, Wanted, exec};
+use readiness::Relay;
 pub(crate) use restore::{RestoreOptions, restore};
 use state::{Busy, Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, Status};
 
 use crate::cgroup::{Cgroup, Hierarchy, Resctrl, Traces, Watch, keeps_failed};
 pub(crate) use crate::cgroup::{Driver, Happened, Schemata, Stats};
 pub(crate) use crate::criu::{CgroupsMode, NetworkLock, Switch};
-use crate::hooks::{self, Prepared};
+use crate::hooks::{self, Output, Prepared};
 use crate::launch;
+use crate::plan::extensions::hook_output;
 use crate::report;
 use crate::sys::pidfd;
 
@@ -222,7 +225,8 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Container>> {
     Ok(containers)
 }
 
-/// Lets a created container's payload begin. Errors: any other status, in runc's words.
+/// Lets a created container's payload begin; where the service manager is to hear of its readiness, waits for that or for
+/// the payload's end. Errors: any other status, in runc's words.
 pub(crate) fn start(root: &Path, id: &Id) -> Result<()> {
     let container = Container::open(root, id)?;
     // Asked before the lock too: a hung create holds it, and must not hold up this answer.
@@ -230,7 +234,15 @@ pub(crate) fn start(root: &Path, id: &Id) -> Result<()> {
     let locked = container.dir.lock(PATIENCE)?;
     let record = locked.record()?.ok_or(Fault::NotFound)?;
     startable(locked.status(&record))?;
-    release(&locked, &record)
+    let relay = Relay::open(&locked)?;
+    let init = record.init();
+    release(&locked, &record)?;
+    // Others may work on the container while it gets ready.
+    drop(locked);
+    match relay.zip(init) {
+        Some((relay, init)) => relay.wait(record.init_process_pid, init.as_fd()),
+        None => Ok(()),
+    }
 }
 
 /// The end of the answer can also be the end of a process that was killed before it executed anything.
@@ -348,7 +360,9 @@ fn run_hooks(
         annotations: &record.annotations,
     })?;
     let mut errors = Vec::new();
-    for hook in Prepared::list(kind, hooks, &[])? {
+    let named = |name: &str| record.annotations.get(name);
+    let output = Output::open(&hook_output(named, &record.bundle))?;
+    for hook in Prepared::list(kind, hooks, &[], &output)? {
         report::debug!("run a {kind} hook");
         if let Err(failure) = hook.run(&state) {
             errors.push(anyhow!(failure));

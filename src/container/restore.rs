@@ -25,12 +25,12 @@ use super::state::Locked;
 use crate::criu::{self, Ask, CHANGES_LABELS, Notice, Options, Streams, Switch, Worker};
 use crate::launch::{self, Request, Restored};
 use crate::plan::Plan;
-use crate::plan::mounts::{What, c_path};
+use crate::plan::mounts::{Link, What, c_path};
 use crate::plan::namespaces::name;
 use crate::report::debug;
 use crate::sys::fd;
 use crate::sys::mount::{self, Change, Reach};
-use crate::sys::path::{Kind as Target, ensure};
+use crate::sys::path::{Kind as Target, ensure, ensure_unfollowed};
 
 /// What `restore` was asked for.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     let pidfd = restored.keep().context("the container's process is gone")?;
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
-    let code = foreground::wait(pid, pidfd, console, &signals)?;
+    let code = foreground::wait(pid, pidfd, console, &signals, None)?;
     if !run.keep {
         clean_up(&run.create)?;
     }
@@ -107,6 +107,7 @@ impl Draft<'_> {
         // ORDER: as for a new container, before the first side effect.
         dir.save(&record)?;
         dir.freeze_config(&self.bundle.raw)?;
+        self.make_notify_directory(dir)?;
         let mark = record.mark();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
@@ -338,19 +339,36 @@ fn mount_points(plan: &Plan, root: &OwnedFd) -> Result<()> {
                 op.destination()
             )
         };
-        let What::Bind { source, reach } = &op.what else {
+        let What::Bind {
+            source,
+            reach,
+            link,
+        } = &op.what
+        else {
             ensure(root.as_fd(), &op.untrusted_target, Target::Directory).with_context(failed)?;
             continue;
         };
-        let kind = match std::fs::metadata(source).with_context(failed)?.is_dir() {
+        let (found, clone): (_, fn(&Path, _, _) -> _) = match link {
+            Link::Followed => (std::fs::metadata(source), mount::bind),
+            Link::Itself | Link::Copied => (std::fs::symlink_metadata(source), mount::bind_link),
+        };
+        let found = found.with_context(failed)?;
+        let kind = match found.is_dir() {
             true => Target::Directory,
             false => Target::File,
         };
-        let tree = mount::bind(source, *reach, op.change).with_context(failed)?;
+        if found.is_symlink() && *link == Link::Copied {
+            continue;
+        }
+        let tree = clone(source, *reach, op.change).with_context(failed)?;
         if !op.recursive.is_none() {
             mount::change(tree.as_fd(), Reach::Tree, op.recursive).with_context(failed)?;
         }
-        let (target, _) = ensure(root.as_fd(), &op.untrusted_target, kind).with_context(failed)?;
+        let make = match op.over_link {
+            true => ensure_unfollowed,
+            false => ensure,
+        };
+        let (target, _) = make(root.as_fd(), &op.untrusted_target, kind).with_context(failed)?;
         mount::attach(tree.as_fd(), target.as_fd()).with_context(failed)?;
     }
     Ok(())

@@ -61,7 +61,10 @@ pub(crate) fn enter(wanted: Wanted) -> Result<()> {
     if Uid::effective().is_root() {
         return Ok(());
     }
-    let maps = wanted_maps()?;
+    let (maps, single) = Maps::of_caller()?;
+    if let Some(why) = single {
+        debug!("one id only: {why}");
+    }
     debug!("user namespace: {maps:?}");
     let caller = std::process::id();
     let signals = Signals::block()?;
@@ -118,97 +121,6 @@ pub(super) fn private_mounts() -> Result<()> {
 fn refusal(errno: Errno) -> anyhow::Error {
     let hint = "does the system let ordinary users make user namespaces? (user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)";
     anyhow::Error::new(errno).context(Hinted::new("make a user namespace", hint))
-}
-
-/// The maps for the caller: itself as root, and its subordinate ids after it.
-fn wanted_maps() -> Result<Maps> {
-    let (uid, gid) = (Uid::effective(), Gid::effective());
-    // Of users that are kept elsewhere the environment knows the name. It may lie: newuidmap asks for itself.
-    let name = std::fs::read_to_string("/etc/passwd")
-        .ok()
-        .and_then(|passwd| name_of(&passwd, uid.as_raw()))
-        .or_else(|| std::env::var("USER").ok())
-        .unwrap_or_default();
-    let ranges = |path: &str| -> Result<Vec<(u32, u32)>> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Ok(subordinate(&text, &name, uid.as_raw())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| format!("read {path}")),
-        }
-    };
-    let (uids, gids) = (ranges("/etc/subuid")?, ranges("/etc/subgid")?);
-    let tools = ["newuidmap", "newgidmap"];
-    let missing = tools.into_iter().find(|tool| !in_path(tool));
-    let single = |why: &str| {
-        debug!("one id only: {why}");
-        Maps {
-            uids: map(uid.as_raw(), &[]),
-            gids: map(gid.as_raw(), &[]),
-        }
-    };
-    Ok(match missing {
-        _ if uids.is_empty() => single("no ids for this user in /etc/subuid"),
-        _ if gids.is_empty() => single("no ids for this user in /etc/subgid"),
-        Some(tool) => single(&format!("{tool} is not installed (package uidmap)")),
-        None => Maps {
-            uids: map(uid.as_raw(), &uids),
-            gids: map(gid.as_raw(), &gids),
-        },
-    })
-}
-
-/// The name of `uid` in /etc/passwd (passwd(5)).
-fn name_of(passwd: &str, uid: u32) -> Option<String> {
-    let line = passwd.lines().find(|line| {
-        let third = line.split(':').nth(2);
-        third.and_then(|field| field.parse().ok()) == Some(uid)
-    })?;
-    line.split(':').next().map(str::to_owned)
-}
-
-fn in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-}
-
-/// The ranges of one user in /etc/subuid or /etc/subgid (subuid(5)): lines `NAME-OR-UID:START:COUNT`.
-fn subordinate(text: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
-    let own = uid.to_string();
-    let line = |line: &str| {
-        let mut fields = line.trim().split(':');
-        let who = fields.next()?;
-        if who != own && (name.is_empty() || who != name) {
-            return None;
-        }
-        let start: u32 = fields.next()?.parse().ok()?;
-        let count: u32 = fields.next()?.parse().ok()?;
-        (count > 0 && start.checked_add(count).is_some()).then_some((start, count))
-    };
-    let mut ranges: Vec<_> = text.lines().filter_map(line).collect();
-    ranges.dedup();
-    ranges
-}
-
-/// Id 0 is `caller`; the ranges follow without a gap from 1 on.
-fn map(caller: u32, ranges: &[(u32, u32)]) -> Vec<Range> {
-    let mut map = vec![Range {
-        container: 0,
-        host: caller,
-        length: 1,
-    }];
-    let mut next = 1_u32;
-    for (start, count) in ranges {
-        let Some(after) = next.checked_add(*count) else {
-            break;
-        };
-        map.push(Range {
-            container: next,
-            host: *start,
-            length: *count,
-        });
-        next = after;
-    }
-    map
 }
 
 /// The maps of the user namespace that this process is in: ids here, and ids where it was made.
@@ -307,48 +219,6 @@ pub(crate) fn state_root() -> Result<std::path::PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_user_has_the_name_of_its_line() {
-        let passwd = "root:x:0:0::/:/bin/sh\nbob:x:10:5::/:/bin/sh\nalias:x:10:5::/:\n";
-        assert_eq!(name_of(passwd, 10).as_deref(), Some("bob"));
-        assert_eq!(name_of(passwd, 5), None);
-    }
-
-    #[test]
-    fn a_user_is_found_by_name_or_number_and_only_whole_lines_count() {
-        let text = "alice:100000:65536\n1000:300000:10\nalice:200000:5\nbob:1:2\nalice:x:1\n\
-                    alice:5\nalice:4294967295:2\nalice:7:0\n:9:9\n";
-        for (name, uid, expected) in [
-            (
-                "alice",
-                1000,
-                vec![(100_000, 65_536), (300_000, 10), (200_000, 5)],
-            ),
-            ("bob", 1001, vec![(1, 2)]),
-            ("", 1000, vec![(300_000, 10)]),
-            ("", 7, vec![]),
-            ("ali", 5, vec![]),
-        ] {
-            assert_eq!(subordinate(text, name, uid), expected, "{name} {uid}");
-        }
-    }
-
-    // L-29
-    #[test]
-    fn the_caller_is_root_inside_and_its_ranges_follow_without_a_gap() {
-        let lines = |map: &[Range]| -> Vec<(u32, u32, u32)> {
-            map.iter()
-                .map(|range| (range.container, range.host, range.length))
-                .collect()
-        };
-        assert_eq!(lines(&map(1000, &[])), [(0, 1000, 1)]);
-        assert_eq!(
-            lines(&map(1000, &[(100_000, 65_536), (5, 3)])),
-            [(0, 1000, 1), (1, 100_000, 65_536), (65_537, 5, 3)]
-        );
-        assert_eq!(lines(&map(7, &[(1, u32::MAX)])), [(0, 7, 1)]);
-    }
 
     #[test]
     fn the_kernels_map_is_read_back() {

@@ -29,9 +29,9 @@ use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind, LinuxSeccomp};
 use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Place, Resctrl};
 use crate::child::{self, Given};
 use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
-use crate::hooks::Prepared;
+use crate::hooks::{Output, Prepared};
 use crate::plan::namespaces::{clone_flag, name};
-use crate::plan::seccomp::Filter;
+use crate::plan::seccomp::{self, Filter};
 use crate::plan::{Plan, Rdt};
 use crate::report::debug;
 use crate::sys::errno::Words;
@@ -191,8 +191,10 @@ pub(crate) fn prepare(
     network::look(&plan.net_devices)?;
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
+    let output = Output::open(&plan.hook_output)?;
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
-        Prepared::list(kind, hooks.as_deref().unwrap_or_default(), env)
+        let hooks = hooks.as_deref().unwrap_or_default();
+        Prepared::list(kind, hooks, env, &output)
     };
     let mut runtime_hooks = list("prestart", plan.hooks.prestart(), &[])?;
     runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime(), &[])?);
@@ -215,13 +217,32 @@ pub(crate) fn prepare(
             .then(|| Carrier::new(&plan.root.path))
             .transpose()
             .context("unable to start container process")?,
-        filter: profile
-            .map(|profile| cache::filter(profile, cache))
-            .transpose()?,
+        filter: filter(plan, profile, cache)?,
         runtime_hooks,
         create_container: list("createContainer", plan.hooks.create_container(), &[])?,
         start_container: list("startContainer", plan.hooks.start_container(), &env)?,
     })
+}
+
+/// The filter of a process: compiled from the profile, or the program that stands in its place.
+pub(crate) fn filter(
+    plan: &Plan,
+    profile: Option<&LinuxSeccomp>,
+    cache: &Path,
+) -> Result<Option<Filter>> {
+    let extensions = &plan.extensions;
+    if let Some(program) = &extensions.seccomp_program {
+        return Ok(Some(Filter {
+            bpf: program.clone(),
+            flags: profile.map_or(0, seccomp::flags),
+        }));
+    }
+    if let Some(profile) = profile.filter(|_| extensions.only_known_calls) {
+        seccomp::all_calls_are_known(profile)?;
+    }
+    profile
+        .map(|profile| cache::filter(profile, cache))
+        .transpose()
 }
 
 fn rdt(rdt: &Rdt) -> Result<Membership> {

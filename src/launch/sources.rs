@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxNamespaceType as Kind;
 
 use super::open_namespace;
 use crate::child::Given;
-use crate::plan::mounts::{IdMap, MappedBy, MountOp, What};
+use crate::plan::mounts::{IdMap, Link, MappedBy, MountOp, What};
 use crate::plan::namespaces::clone_flag;
 use crate::plan::{Plan, Switch};
 use crate::report::debug;
@@ -35,7 +35,7 @@ pub(super) fn clone(plan: &Plan, given: &mut Given) -> Result<Vec<OwnedFd>> {
     }
     if plan.parent_clones_sources && plan.root.switch != Switch::Chroot {
         let path = &plan.root.path;
-        let tree = tree(path, Reach::Tree, Change::default());
+        let tree = tree(path, (Reach::Tree, Link::Followed), Change::default());
         let tree = tree.map_err(|errno| failed(&format!("root.path {}", path.display()), errno))?;
         given.root_tree = Some(tree);
     }
@@ -44,8 +44,12 @@ pub(super) fn clone(plan: &Plan, given: &mut Given) -> Result<Vec<OwnedFd>> {
     }
     for (number, op) in plan.mounts.iter().enumerate() {
         let tree = match &op.what {
-            What::Bind { source, reach } if plan.parent_clones_sources || op.id_map.is_some() => {
-                let tree = tree(source, *reach, op.at_first())
+            What::Bind {
+                source,
+                reach,
+                link,
+            } if plan.parent_clones_sources || op.id_map.is_some() => {
+                let tree = tree(source, (*reach, *link), op.at_first())
                     .map_err(|errno| failed(&mounting(&op.source(), &op.destination()), errno))?;
                 Some(tree)
             }
@@ -91,8 +95,11 @@ pub(super) fn map_made(
     map_ids(tree, id_map, namespace).map_err(|errno| not_mapped(number, op, errno))
 }
 
-fn tree(path: &Path, reach: Reach, change: Change) -> nix::Result<OwnedFd> {
-    let tree = mount::bind(path, reach, change)?;
+fn tree(path: &Path, (reach, link): (Reach, Link), change: Change) -> nix::Result<OwnedFd> {
+    let tree = match link {
+        Link::Followed => mount::bind(path, reach, change)?,
+        Link::Itself | Link::Copied => mount::bind_link(path, reach, change)?,
+    };
     // As in the child's own namespace: a clone of the host's shared mount would be the host's peer.
     let slave = Change::propagation(libc::MS_SLAVE);
     mount::change(tree.as_fd(), Reach::Tree, slave)?;

@@ -4,6 +4,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod execution;
+pub(crate) mod extensions;
 pub(crate) mod host;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
@@ -24,6 +25,7 @@ use crate::spec::sysctl_path;
 use crate::sys::mount::{Change, Reach};
 use devices::{Making, Node};
 use execution::Execution;
+use extensions::Extensions;
 use host::Host;
 use mounts::{Hierarchy, IdMaps, MountOp, What, inner_paths};
 use namespaces::{Namespaces, Origin};
@@ -195,8 +197,11 @@ pub(crate) struct Plan {
     pub(crate) names_own_pid: bool,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
+    pub(crate) hook_output: [Option<PathBuf>; 2],
     /// Who answers what the seccomp filter notifies of; none where nothing does.
     pub(crate) agent: Option<seccomp::Agent>,
+    /// Of the annotations: what is not in another member already.
+    pub(crate) extensions: Extensions,
     pub(crate) control: Control,
     /// What is not as asked for, but goes on.
     pub(crate) warnings: Vec<String>,
@@ -220,6 +225,7 @@ impl Plan {
             .process()
             .as_ref()
             .context("process property must not be empty")?;
+        let extensions = Extensions::new(spec.annotations().as_ref())?;
         let namespaces = Namespaces::new(linux.namespaces().as_deref().unwrap_or_default());
         let user_namespace = namespaces.has(Kind::User);
         let available = if user_namespace {
@@ -233,6 +239,9 @@ impl Plan {
         }
         let selinux = Selinux::new(spec, linux, host)?;
         let (mut process, warnings) = Process::new(process, available)?;
+        if extensions.keep_groups {
+            process.groups = None;
+        }
         if options.listen_fds > 0 {
             process.env.push(std::ffi::CString::new(format!(
                 "LISTEN_FDS={}",
@@ -278,7 +287,10 @@ impl Plan {
             .flatten()
             .map(|mount| {
                 let mut op = mounts::operation(mount, bundle, hierarchy, &mut id_maps)?;
-                op.label(selinux.mounts.as_deref())?;
+                op.label(
+                    selinux.mounts.as_deref(),
+                    extensions.label_option.unwrap_or(c"context"),
+                )?;
                 Ok(op)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -328,7 +340,12 @@ impl Plan {
             names_own_pid: false,
             inherited_fds: options.inherited_fds,
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
+            extensions,
             hooks: spec.hooks().clone().unwrap_or_default(),
+            hook_output: extensions::hook_output(
+                |name| spec.annotations().as_ref()?.get(name),
+                bundle,
+            ),
             control: Control {
                 path: linux.cgroups_path().clone(),
                 resources,
@@ -368,6 +385,7 @@ impl Plan {
             .process()
             .as_ref()
             .context("process property must not be empty")?;
+        let extensions = Extensions::new(spec.annotations().as_ref())?;
         let namespaces = Namespaces::of_container(differing);
         let user_namespace = namespaces.has(Kind::User);
         let available = if user_namespace {
@@ -389,6 +407,9 @@ impl Plan {
             ..Selinux::new(spec, linux, host)?
         };
         let (mut process, warnings) = Process::new(process, available)?;
+        if extensions.keep_groups {
+            process.groups = None;
+        }
         if options.listen_fds > 0 {
             process.env.push(std::ffi::CString::new(format!(
                 "LISTEN_FDS={}",
@@ -434,7 +455,9 @@ impl Plan {
             names_own_pid: options.listen_fds > 0,
             inherited_fds: options.inherited_fds,
             hooks: Hooks::default(),
+            hook_output: [None, None],
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
+            extensions,
             control: Control {
                 path: None,
                 resources: LinuxResources::default(),

@@ -2,7 +2,7 @@
 //! [`MountOp`] that the child carries out as it stands.
 
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,11 @@ use crate::sys::path::relative;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// A file or directory of the host, with the mounts below it or without.
-    Bind { source: PathBuf, reach: Reach },
+    Bind {
+        source: PathBuf,
+        reach: Reach,
+        link: Link,
+    },
     /// A new instance of a file system.
     Filesystem {
         kind: CString,
@@ -32,6 +36,18 @@ pub(crate) enum What {
     },
     /// No new mount: change what is mounted there, and where parameters are given its file system.
     Remount { parameters: Vec<Parameter> },
+}
+
+/// What a bind mount whose source is a symbolic link is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// What it leads to.
+    #[default]
+    Followed,
+    /// The link (`src-nofollow`).
+    Itself,
+    /// Nothing: a link of the same text is made (`copy-symlink`).
+    Copied,
 }
 
 /// How the cgroup hierarchy gets into a container.
@@ -81,11 +97,19 @@ impl IdMaps<'_> {
     ///
     /// # Errors
     /// There are neither maps nor a user namespace.
-    fn of(&mut self, mount: &Mount, reach: Option<Reach>, bind: bool) -> Result<Option<IdMap>> {
+    fn of(
+        &mut self,
+        mount: &Mount,
+        (reach, text): (Option<Reach>, Option<&str>),
+        bind: bool,
+    ) -> Result<Option<IdMap>> {
         let ranges = |map: &Option<Vec<_>>| map.iter().flatten().map(Range::from).collect();
-        let own = Maps {
-            uids: ranges(mount.uid_mappings()),
-            gids: ranges(mount.gid_mappings()),
+        let own = match text {
+            Some(text) => self.read(text).with_context(|| format!("idmap={text}"))?,
+            None => Maps {
+                uids: ranges(mount.uid_mappings()),
+                gids: ranges(mount.gid_mappings()),
+            },
         };
         let own = (own != Maps::default()).then_some(own);
         if own.is_none() && reach.is_none() {
@@ -104,6 +128,73 @@ impl IdMaps<'_> {
         };
         let reach = reach.unwrap_or(Reach::One);
         Ok(Some(IdMap { by, reach }))
+    }
+
+    /// Maps as crun writes them: `uids=` and `gids=`, between them `;`, each a list with `#` of triples: the first id of the
+    /// file system's, the first on the host, how many. Behind an `@` the second is one of the container's.
+    fn read(&self, text: &str) -> Result<Maps> {
+        let mut maps = Maps::default();
+        for part in text.split(';') {
+            let Some((name, list)) = part.split_once('=') else {
+                bail!("{part:?} is neither uids=… nor gids=…");
+            };
+            let of: fn(&Maps) -> &Vec<Range> = match name {
+                "uids" => |maps| &maps.uids,
+                "gids" => |maps| &maps.gids,
+                _ => bail!("{name:?} is neither uids nor gids"),
+            };
+            let ranges = list
+                .split('#')
+                .map(|triple| self.range(triple, of))
+                .collect::<Result<_>>()?;
+            match name {
+                "uids" => maps.uids = ranges,
+                _ => maps.gids = ranges,
+            }
+        }
+        if maps.uids.is_empty() || maps.gids.is_empty() {
+            // COMPAT: runc's words.
+            bail!("id-mapped mounts must have both uid and gid mappings specified");
+        }
+        Ok(maps)
+    }
+
+    fn range(&self, triple: &str, of: fn(&Maps) -> &Vec<Range>) -> Result<Range> {
+        let (relative, numbers) = match triple.strip_prefix('@') {
+            Some(numbers) => (true, numbers),
+            None => (false, triple),
+        };
+        let numbers: Vec<u32> = numbers
+            .split('-')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("{triple:?} is not three numbers with - between them"))?;
+        let &[container, mut host, length @ 1..=u32::MAX] = numbers.as_slice() else {
+            bail!("{triple:?} is not three numbers with - between them, the last above 0");
+        };
+        if relative {
+            let Some(maps) = self.container else {
+                bail!(
+                    "{triple:?}: the container has no new user namespace for it to be relative to"
+                );
+            };
+            let last = host.checked_add(length - 1);
+            let mapped = crate::idmap::to_host(of(maps), host);
+            let together = last
+                .and_then(|last| crate::idmap::to_host(of(maps), last))
+                .zip(mapped)
+                .is_some_and(|(last, first)| last.checked_sub(first) == Some(length - 1));
+            host = mapped.filter(|_| together).with_context(|| {
+                format!(
+                    "{triple:?}: the container's user namespace does not map these ids in one piece"
+                )
+            })?;
+        }
+        Ok(Range {
+            container,
+            host,
+            length,
+        })
     }
 
     fn place(&mut self, maps: &Maps) -> usize {
@@ -132,6 +223,8 @@ pub(crate) struct MountOp {
     pub(crate) copy_up: bool,
     /// Read-only comes last, after everything below is in place.
     pub(crate) read_only_late: bool,
+    /// A symbolic link at the target is mounted over, and not followed (`dest-nofollow`).
+    pub(crate) over_link: bool,
     /// The target has to be a real directory, reached without any link.
     // CVE-2019-19921, CVE-2023-27561: /proc or /sys as a link led the writes below it elsewhere.
     pub(crate) ordinary_directory: bool,
@@ -170,12 +263,12 @@ impl MountOp {
         }
     }
 
-    /// Give the files of a new file system an SELinux context. The kernel does not take one for those of its own that have
+    /// Give the files of a new file system an SELinux context, by this option of mount(8)'s. The kernel does not take one for those of its own that have
     /// their contexts from the policy; mqueue gets it when it is mounted.
     ///
     /// # Errors
     /// The context has a NUL.
-    pub(crate) fn label(&mut self, context: Option<&str>) -> Result<()> {
+    pub(crate) fn label(&mut self, context: Option<&str>, option: &CStr) -> Result<()> {
         if let (
             Some(context),
             What::Filesystem {
@@ -185,7 +278,7 @@ impl MountOp {
             && !matches!(kind.to_bytes(), b"proc" | b"sysfs" | b"mqueue")
         {
             parameters.push(Parameter {
-                key: c"context".to_owned(),
+                key: option.to_owned(),
                 value: Some(CString::new(context).context("linux.mountLabel")?),
             });
         }
@@ -226,6 +319,8 @@ enum Word {
     Bind(Reach),
     Remount,
     IdMap(Reach),
+    Link(Link),
+    OverLink,
     CopyUp,
     /// A flag of the file system as a whole; the kernel knows it by this name.
     Superblock,
@@ -299,6 +394,9 @@ fn meaning(word: &str) -> Option<Word> {
         "remount" => Word::Remount,
         "idmap" => Word::IdMap(Reach::One),
         "ridmap" => Word::IdMap(Reach::Tree),
+        "src-nofollow" => Word::Link(Link::Itself),
+        "copy-symlink" => Word::Link(Link::Copied),
+        "dest-nofollow" => Word::OverLink,
         "tmpcopyup" => Word::CopyUp,
         "sync" | "async" | "dirsync" | "lazytime" | "nolazytime" | "mand" | "nomand" => {
             Word::Superblock
@@ -335,6 +433,10 @@ struct Options {
     bind: Option<Reach>,
     remount: bool,
     id_map: Option<Reach>,
+    /// What stands behind `idmap=`, whole.
+    maps: Option<String>,
+    link: Option<Link>,
+    over_link: bool,
     copy_up: bool,
     superblock: Vec<Parameter>,
     parameters: Vec<Parameter>,
@@ -353,9 +455,15 @@ impl Options {
                 Some(Word::Bind(reach)) => options.bind = Some(reach),
                 Some(Word::Remount) => options.remount = true,
                 Some(Word::IdMap(reach)) => options.id_map = Some(reach),
+                Some(Word::Link(link)) => options.link = Some(link),
+                Some(Word::OverLink) => options.over_link = true,
                 Some(Word::CopyUp) => options.copy_up = true,
                 Some(Word::Superblock) => options.superblock.push(parameter(word)?),
                 Some(Word::Nothing) => {}
+                None if let Some((reach, maps)) = with_maps(word) => {
+                    options.id_map = Some(reach);
+                    options.maps = Some(maps.to_owned());
+                }
                 None => {
                     for part in parts(word) {
                         options.parameters.push(parameter(part)?);
@@ -364,6 +472,15 @@ impl Options {
             }
         }
         Ok(options)
+    }
+}
+
+/// `idmap=` or `ridmap=`, and what follows.
+fn with_maps(word: &str) -> Option<(Reach, &str)> {
+    match word.split_once('=')? {
+        ("idmap", maps) => Some((Reach::One, maps)),
+        ("ridmap", maps) => Some((Reach::Tree, maps)),
+        _ => None,
     }
 }
 
@@ -443,6 +560,9 @@ pub(crate) fn operation(
         bind,
         remount,
         id_map,
+        maps,
+        link,
+        over_link,
         copy_up,
         superblock,
         mut parameters,
@@ -462,12 +582,19 @@ pub(crate) fn operation(
         recursive,
         propagation,
         id_map: id_maps
-            .of(mount, id_map, bind.is_some())
+            .of(mount, (id_map, maps.as_deref()), bind.is_some())
             .with_context(context)?,
         copy_up,
         read_only_late: read_only && (kind == "tmpfs" || is_dev),
+        over_link,
         ordinary_directory: false,
     };
+    if (remount || bind.is_none()) && (over_link || link.is_some()) {
+        bail!(
+            "mounts: {}: copy-symlink, src-nofollow and dest-nofollow are options of bind mounts",
+            destination.display()
+        );
+    }
     if remount {
         if bind.is_none() {
             parameters.extend(superblock);
@@ -491,6 +618,7 @@ pub(crate) fn operation(
         op.what = What::Bind {
             source: bundle.join(source),
             reach,
+            link: link.unwrap_or_default(),
         };
         op.read_only_late = read_only && is_dev;
         return Ok(op);
@@ -536,11 +664,15 @@ pub(crate) fn operation(
 /// As for [`operation`].
 pub(crate) fn binds(spec: &Spec, bundle: &Path) -> Result<Vec<MountOp>> {
     let all = spec.mounts().iter().flatten().map(|mount| {
+        let mut mount = mount.clone();
+        let mut words = mount.options().clone().unwrap_or_default();
+        words.retain(|word| with_maps(word).is_none());
+        mount.set_options(Some(words));
         let mut any_maps = IdMaps {
             joined: true,
             ..IdMaps::default()
         };
-        operation(mount, bundle, Hierarchy::New, &mut any_maps)
+        operation(&mount, bundle, Hierarchy::New, &mut any_maps)
     });
     let mut all = all.collect::<Result<Vec<_>>>()?;
     all.retain(|op| matches!(op.what, What::Bind { .. }));
@@ -591,7 +723,8 @@ mod tests {
 
     #[test]
     fn every_word_of_the_features_table_has_a_meaning() {
-        for word in crate::spec::features::MOUNT_OPTIONS {
+        use crate::spec::features::{BIND_OPTIONS, MOUNT_OPTIONS};
+        for word in MOUNT_OPTIONS.iter().chain(BIND_OPTIONS) {
             assert!(meaning(word).is_some(), "{word}");
         }
     }
@@ -628,7 +761,8 @@ mod tests {
             op.what,
             What::Bind {
                 source: "/bundle/src".into(),
-                reach: Reach::Tree
+                reach: Reach::Tree,
+                link: Link::Followed,
             }
         );
         assert_eq!(op.recursive.set, attr::RDONLY | attr::NOSUID);
@@ -697,6 +831,79 @@ mod tests {
             error,
             "mounts: /x: bind mounts cannot have any filesystem-specific options applied"
         );
+    }
+
+    #[test]
+    fn links_at_either_end_of_a_bind_mount_are_followed_unless_a_word_says_otherwise() {
+        for (words, link, over_link) in [
+            ("bind", Link::Followed, false),
+            ("bind,src-nofollow", Link::Itself, false),
+            ("rbind,copy-symlink,dest-nofollow", Link::Copied, true),
+        ] {
+            let op = op("none", words).unwrap();
+            let What::Bind { link: found, .. } = op.what else {
+                panic!()
+            };
+            assert_eq!((found, op.over_link), (link, over_link), "{words}");
+        }
+        for (kind, words) in [
+            ("tmpfs", "dest-nofollow"),
+            ("none", "bind,remount,copy-symlink"),
+        ] {
+            let error = op(kind, words).unwrap_err().to_string();
+            assert!(error.ends_with("are options of bind mounts"), "{error}");
+        }
+    }
+
+    #[test]
+    fn maps_in_an_option_are_triples() {
+        let range = |container, host, length| Range {
+            container,
+            host,
+            length,
+        };
+        let container = Maps {
+            uids: vec![range(0, 0, 1), range(1, 2, 1000)],
+            gids: vec![range(0, 100, 10)],
+        };
+        let id_maps = IdMaps {
+            container: Some(&container),
+            ..IdMaps::default()
+        };
+        let maps = id_maps.read("uids=0-1-10#10-11-10;gids=0-100-10").unwrap();
+        assert_eq!(maps.uids, [range(0, 1, 10), range(10, 11, 10)]);
+        assert_eq!(maps.gids, [range(0, 100, 10)]);
+        let maps = id_maps.read("uids=@1-3-10;gids=@5-0-10").unwrap();
+        assert_eq!(
+            (maps.uids, maps.gids),
+            (vec![range(1, 4, 10)], vec![range(5, 100, 10)])
+        );
+        for (text, words) in [
+            ("uids=0-1-10", "both uid and gid mappings"),
+            ("uids=0-1;gids=0-1-1", "is not three numbers"),
+            ("uids=0-1-0;gids=0-1-1", "is not three numbers"),
+            ("uids=0-x-1;gids=0-1-1", "is not three numbers"),
+            (
+                "users=0-1-1;gids=0-1-1",
+                "\"users\" is neither uids nor gids",
+            ),
+            ("0-1-1", "is neither uids=… nor gids=…"),
+            (
+                "uids=@0-0-2;gids=0-1-1",
+                "does not map these ids in one piece",
+            ),
+            (
+                "uids=@0-5000-1;gids=0-1-1",
+                "does not map these ids in one piece",
+            ),
+        ] {
+            let error = format!("{:#}", id_maps.read(text).unwrap_err());
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        let error = IdMaps::default()
+            .read("uids=@0-0-1;gids=0-1-1")
+            .unwrap_err();
+        assert!(format!("{error:#}").contains("has no new user namespace"));
     }
 
     #[test]

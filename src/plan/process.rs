@@ -55,7 +55,8 @@ pub(crate) struct Process {
     pub(crate) cwd: PathBuf,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) groups: Vec<u32>,
+    /// None: those of the caller stay.
+    pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Mode,
     pub(crate) capabilities: Sets,
     pub(crate) limits: Vec<Limit>,
@@ -101,7 +102,7 @@ impl Process {
             cwd: process.cwd().clone(),
             uid: user.uid(),
             gid: user.gid(),
-            groups: user.additional_gids().clone().unwrap_or_default(),
+            groups: Some(user.additional_gids().clone().unwrap_or_default()),
             umask: Mode::from_bits_truncate(user.umask().unwrap_or(0o022)),
             capabilities,
             limits: process.rlimits().iter().flatten().map(limit).collect(),

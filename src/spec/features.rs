@@ -25,6 +25,9 @@ pub(crate) const MOUNT_OPTIONS: &[&str] = &[
     "tmpcopyup", "unbindable",
 ];
 
+/// Words of bind mounts alone. COMPAT: crun's, and not listed, since runc lists none such.
+pub(crate) const BIND_OPTIONS: &[&str] = &["copy-symlink", "dest-nofollow", "src-nofollow"];
+
 /// Hook lists that are run (config.md, POSIX-platform hooks).
 const HOOKS: &[&str] = &[
     "prestart",

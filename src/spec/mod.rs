@@ -21,6 +21,7 @@ use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
+use check::Stage;
 pub(crate) use check::{
     Context, Fault, may_replace_in_proc, numbers_of_list, processors_of_list, sysctl_path,
 };
@@ -77,7 +78,8 @@ impl Bundle {
     ///
     /// Errors: as for [`Bundle::open`].
     pub(crate) fn decoded(path: PathBuf, raw: Vec<u8>) -> Result<Self> {
-        let decoded = decode::decode(&raw)?;
+        let mut decoded = decode::decode(&raw)?;
+        decoded.faults.extend(take_receiver(&mut decoded.spec));
         Ok(Self {
             path,
             raw,
@@ -130,6 +132,24 @@ impl Bundle {
     pub(crate) fn check(&self, how: &Context) -> Vec<Fault> {
         check::check(&self.spec, how, self.faults.clone())
     }
+}
+
+/// Make the agent that an annotation of crun's names, or its variable, that of a seccomp profile without one.
+fn take_receiver(spec: &mut Spec) -> Option<Fault> {
+    const ANNOTATION: &str = "run.oci.seccomp.receiver";
+    let annotations = spec.annotations().as_ref();
+    let named = annotations.and_then(|all| all.get(ANNOTATION)).cloned();
+    let profile = spec.linux_mut().as_mut()?.seccomp_mut().as_mut()?;
+    if profile.listener_path().is_some() {
+        return None;
+    }
+    let receiver = named.or_else(|| std::env::var("RUN_OCI_SECCOMP_RECEIVER").ok())?;
+    let fault = (!receiver.starts_with('/')).then(|| {
+        let rule = format!("{receiver:?} is not an absolute path");
+        Fault::new(Stage::Seccomp, format!("annotations.{ANNOTATION}"), rule)
+    });
+    profile.set_listener_path(Some(receiver.into()));
+    fault
 }
 
 fn read_config(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<u8>> {

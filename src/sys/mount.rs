@@ -33,6 +33,7 @@ const OPEN_TREE_CLONE: c_uint = 1;
 const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC.cast_unsigned();
 const AT_RECURSIVE: c_uint = 0x8000;
 const AT_EMPTY_PATH: c_uint = libc::AT_EMPTY_PATH.cast_unsigned();
+const AT_SYMLINK_NOFOLLOW: c_uint = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
 const FSOPEN_CLOEXEC: c_uint = 1;
@@ -100,15 +101,28 @@ fn new_fd(result: libc::c_long) -> nix::Result<OwnedFd> {
 
 /// A detached copy of the mount (or the tree of mounts) at `path`, looked up from `dir` (open_tree, Linux 5.2).
 pub(crate) fn clone_tree(dir: BorrowedFd, path: &CStr, reach: Reach) -> nix::Result<OwnedFd> {
-    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | reach.flag();
+    open_tree(dir, path, reach.flag())
+}
+
+fn open_tree(dir: BorrowedFd, path: &CStr, flags: c_uint) -> nix::Result<OwnedFd> {
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | flags;
     // SAFETY: the path is null-terminated and only read.
     new_fd(unsafe { libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags) })
 }
 
 /// A detached copy of what is at `path` of the caller's own tree, with its attributes changed.
 pub(crate) fn bind(path: &Path, reach: Reach, wanted: Change) -> nix::Result<OwnedFd> {
+    bound(path, reach.flag(), wanted)
+}
+
+/// The same of a symbolic link, where `path` is one, and not of what it leads to.
+pub(crate) fn bind_link(path: &Path, reach: Reach, wanted: Change) -> nix::Result<OwnedFd> {
+    bound(path, reach.flag() | AT_SYMLINK_NOFOLLOW, wanted)
+}
+
+fn bound(path: &Path, flags: c_uint, wanted: Change) -> nix::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let tree = clone_tree(nix::fcntl::AT_FDCWD, &path, reach)?;
+    let tree = open_tree(nix::fcntl::AT_FDCWD, &path, flags)?;
     if !wanted.is_none() {
         change(tree.as_fd(), Reach::One, wanted)?;
     }

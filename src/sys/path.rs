@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, mkdirat};
+use nix::unistd::symlinkat;
 
 /// As many symbolic links as the kernel follows in one resolution (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -87,6 +88,49 @@ pub(crate) fn ensure(
         Err(Errno::ENOENT) => Walk::new(root, untrusted_path)?.make(kind),
         found => found.map(|fd| (fd, false)),
     }
+}
+
+/// The same with the last component as it stands: a symbolic link is not followed.
+///
+/// # Errors
+/// EINVAL for a path that ends with no name.
+pub(crate) fn ensure_unfollowed(
+    root: BorrowedFd,
+    untrusted_path: &Path,
+    kind: Kind,
+) -> nix::Result<(OwnedFd, bool)> {
+    let (directory, name) = parent(root, untrusted_path)?;
+    match look(directory.as_fd(), name) {
+        Err(Errno::ENOENT) => ensure(directory.as_fd(), Path::new(name), kind),
+        found => found.map(|fd| (fd, false)),
+    }
+}
+
+/// Make a symbolic link to `text` at `untrusted_path` inside `root`; one that is there already with the same text will do.
+///
+/// # Errors
+/// EEXIST when something else is there.
+pub(crate) fn ensure_link(
+    root: BorrowedFd,
+    untrusted_path: &Path,
+    text: &OsStr,
+) -> nix::Result<()> {
+    let (directory, name) = parent(root, untrusted_path)?;
+    match symlinkat(text, &directory, name) {
+        Err(Errno::EEXIST) if readlinkat(&directory, name).is_ok_and(|there| there == text) => {
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// A handle on the directory that holds the last component, made when it is missing, and that component.
+fn parent<'path>(root: BorrowedFd, path: &'path Path) -> nix::Result<(OwnedFd, &'path OsStr)> {
+    let name = path.file_name().ok_or(Errno::EINVAL)?;
+    let above = path.parent().filter(|path| !path.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    let (directory, _) = ensure(root, above, Kind::Directory)?;
+    Ok((directory, name))
 }
 
 /// A resolution component by component: the handles of the directories walked through, and what is left to walk.
@@ -267,6 +311,33 @@ mod tests {
             ensure(fd.as_fd(), Path::new("file/x"), Kind::Directory).unwrap_err(),
             Errno::ENOTDIR
         );
+    }
+
+    #[test]
+    fn a_link_at_the_end_is_left_alone_where_it_is_not_to_be_followed() {
+        let (dir, fd) = root();
+        symlink("/elsewhere", dir.path().join("link")).unwrap();
+        let (link, made) = ensure_unfollowed(fd.as_fd(), Path::new("link"), Kind::File).unwrap();
+        assert!(!made);
+        assert_eq!(file_type(&fstat(&link).unwrap()), SFlag::S_IFLNK);
+        let (_, made) = ensure_unfollowed(fd.as_fd(), Path::new("a/b"), Kind::File).unwrap();
+        assert!(made && dir.path().join("a/b").is_file());
+    }
+
+    #[test]
+    fn a_link_is_made_once() {
+        let (dir, fd) = root();
+        for _ in 0..2 {
+            ensure_link(fd.as_fd(), Path::new("a/link"), OsStr::new("x/y")).unwrap();
+        }
+        assert_eq!(
+            fs::read_link(dir.path().join("a/link")).unwrap(),
+            Path::new("x/y")
+        );
+        for (name, text) in [("a/link", "other"), ("a", "x")] {
+            let made = ensure_link(fd.as_fd(), Path::new(name), OsStr::new(text));
+            assert_eq!(made, Err(Errno::EEXIST), "{name}");
+        }
     }
 
     #[test]

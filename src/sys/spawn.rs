@@ -84,15 +84,16 @@ const EXEC_REFUSED: i32 = 127;
 
 /// Runs `program` until it ends or `limit` has passed, with `input` on its stdin.
 ///
-/// The program gets fds 0-2 only, an empty signal mask and a default SIGPIPE. A program that does not read its input is
+/// `files` take its stdout and stderr in the place of `captured`. The program gets fds 0-2 only, an empty signal mask and a
+/// default SIGPIPE. A program that does not read its input is
 /// no error. Output is taken until the program itself ends: what its own children still hold open is not waited for.
 /// Allocates nothing. Errors: the step that the kernel refused, and why.
 pub(crate) fn run<const N: usize>(
     program: &Program,
     input: &[u8],
     limit: Option<Duration>,
-    stdout: &mut Captured<N>,
-    stderr: &mut Captured<N>,
+    files: [Option<BorrowedFd>; 2],
+    captured: [&mut Captured<N>; 2],
 ) -> Result<End, (&'static str, Errno)> {
     let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|errno| ("pipe2", errno));
     let (in_read, in_write) = pipe()?;
@@ -107,7 +108,11 @@ pub(crate) fn run<const N: usize>(
     let rest = feed(&in_write, input).map_err(|errno| ("write", errno))?;
 
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    let stdio = [in_read.as_fd(), out_write.as_fd(), err_write.as_fd()];
+    let stdio = [
+        in_read.as_fd(),
+        files[0].unwrap_or(out_write.as_fd()),
+        files[1].unwrap_or(err_write.as_fd()),
+    ];
     let (pid, pidfd) =
         start(program, stdio, refusal_write.as_fd()).map_err(|errno| ("clone", errno))?;
     drop((out_write, err_write, refusal_write));
@@ -115,7 +120,7 @@ pub(crate) fn run<const N: usize>(
     // While something is left to write, our own read end stays open: writing then never raises SIGPIPE.
     let input = (!rest.is_empty()).then_some((rest, in_read, in_write));
     let outputs = [out_read.as_fd(), err_read.as_fd()];
-    let attended = attend(&pidfd, input, outputs, deadline, [stdout, stderr]);
+    let attended = attend(&pidfd, input, outputs, deadline, captured);
     if attended != Ok(Attended::Ended) {
         // Not reaped yet, so the pid is still its own. It must not outlive a runtime that can no longer watch it either.
         kill(pid, Signal::SIGKILL).map_err(|errno| ("kill", errno))?;
@@ -258,19 +263,24 @@ pub(crate) fn reap_any() -> Result<Option<(Pid, u8)>, Errno> {
     let mut status = 0;
     // SAFETY: the kernel writes one int into `status`.
     let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
-    if pid == 0 {
-        return Ok(None);
-    }
+    Ok((pid != 0).then(|| (Pid::from_raw(pid), exit_code(status))))
+}
+
+/// Waits for the child `pid` and returns its exit code, as [`reap_any`] does.
+///
+/// Errors: ECHILD when it is no child of this process.
+pub(crate) fn reap_one(pid: Pid) -> Result<u8, Errno> {
+    reap(pid).map(exit_code)
+}
+
+fn exit_code(status: c_int) -> u8 {
     let code = if libc::WIFSIGNALED(status) {
         128 + libc::WTERMSIG(status)
     } else {
         libc::WEXITSTATUS(status)
     };
     // Both forms fit: a status has eight bits, and signals end at 64.
-    Ok(Some((
-        Pid::from_raw(pid),
-        u8::try_from(code).unwrap_or(u8::MAX),
-    )))
+    u8::try_from(code).unwrap_or(u8::MAX)
 }
 
 /// The errno that a child sent before leaving, if it did. All writers are gone by now, so this does not wait.
@@ -361,7 +371,14 @@ mod tests {
 
     fn run_shell(script: &str, input: &[u8], limit: Option<Duration>) -> (End, String, String) {
         let (mut out, mut err) = (Captured::<1024>::EMPTY, Captured::EMPTY);
-        let end = run(&shell(script), input, limit, &mut out, &mut err).unwrap();
+        let end = run(
+            &shell(script),
+            input,
+            limit,
+            [None, None],
+            [&mut out, &mut err],
+        )
+        .unwrap();
         let text =
             |captured: &Captured<1024>| String::from_utf8_lossy(captured.bytes()).into_owned();
         (end, text(&out), text(&err))
@@ -426,7 +443,7 @@ mod tests {
         assert_eq!(run_shell("exit 127", b"", None).0, End::Exited(127));
         let absent = Program::new(CString::from(c"/no/such/hook"), vec![], vec![]);
         let (mut out, mut err) = (Captured::<8>::EMPTY, Captured::EMPTY);
-        let end = run(&absent, b"", None, &mut out, &mut err);
+        let end = run(&absent, b"", None, [None, None], [&mut out, &mut err]);
         assert_eq!(end, Ok(End::NotExecuted(Errno::ENOENT)));
     }
 

@@ -370,3 +370,54 @@ fn features_tells_of_id_mapped_mounts() {
         assert!(!words.iter().any(|w| w == "idmap" || w == "ridmap"));
     }
 }
+
+#[test]
+fn maps_may_stand_in_the_option() {
+    requires!(root);
+    differs!("runc", "takes none in an option");
+    differs!("crun", "1.8 maps only with a user namespace");
+    let option = "idmap=uids=0-5000-3#3-7000-1;gids=0-6000-10";
+    let entry = plain("bind", &["bind", option]);
+    let seen = see(&bundle(&["stat:/m/file", "stat:/m"], entry, |_| {}));
+    assert_eq!(owner(&seen, "/m/file"), (7000, 6004));
+    assert_eq!(owner(&seen, "/m"), (5000, 6000));
+
+    // Relative to the container's own, which begin at 100000.
+    for (option, inside) in [
+        ("idmap=uids=@0-20-10;gids=@0-30-10", (23, 34)),
+        ("idmap=uids=0-100040-10;gids=@0-30-10", (43, 34)),
+    ] {
+        let entry = plain("bind", &["bind", option]);
+        let seen = see(&bundle(&["stat:/m/file"], entry, user_namespace));
+        assert_eq!(owner(&seen, "/m/file"), inside, "{option}");
+    }
+}
+
+#[test]
+fn maps_in_an_option_that_cannot_be_are_refused() {
+    requires!(root);
+    differs!("runc", "takes none in an option");
+    let both = "id-mapped mounts must have both uid and gid mappings specified";
+    for (option, words) in [
+        ("idmap=uids=0-5000-3", both),
+        (
+            "idmap=uids=0-5000;gids=0-0-1",
+            "/m: idmap=uids=0-5000;gids=0-0-1: \"0-5000\" is not three numbers",
+        ),
+        (
+            "idmap=uids=@0-0-1;gids=@0-0-1",
+            "has no new user namespace for it to be relative to",
+        ),
+    ] {
+        refused(
+            &bundle(&[], plain("bind", &["bind", option]), |_| {}),
+            words,
+        );
+    }
+    let mut entry = mapped("bind", &["bind", "idmap=uids=0-1-1;gids=0-1-1"], (1, 1, 1));
+    entry["gidMappings"] = entry["uidMappings"].clone();
+    refused(
+        &bundle(&[], entry, |_| {}),
+        "from its members or from an option, not from both",
+    );
+}

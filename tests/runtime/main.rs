@@ -10,6 +10,7 @@ mod driver;
 mod hostile;
 mod inside;
 
+mod annotations;
 mod cgroup;
 mod checkpoint;
 mod cli;
@@ -35,6 +36,7 @@ mod origins;
 mod pause;
 mod process;
 mod ps;
+mod readiness;
 mod rootfs;
 mod rootless;
 mod seccomp;

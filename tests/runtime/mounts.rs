@@ -988,3 +988,82 @@ fn a_remount_that_the_file_system_refuses_names_the_mount() {
         "at \"/bin\"",
     );
 }
+
+/// A bundle with a link `data/link` to `file`, of `words`, and the same name as a link at the target `/at`.
+fn linked(words: &[&str], questions: &[&str]) -> Bundle {
+    let bundle = asking(questions, |c| add(c, "bind", "data/link", "/at", words));
+    let data = bundle.path.join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "of the host").unwrap();
+    symlink("file", data.join("link")).unwrap();
+    bundle
+}
+
+#[test]
+fn a_source_that_is_a_link_is_followed_bound_or_copied() {
+    requires!(container);
+    differs!("runc", "has none of these options");
+    let questions = ["stat:/at", "read:/at"];
+    let kind = |bundle: &Bundle| see(bundle).ok("stat:/at")["type"].clone();
+
+    let bundle = linked(&["bind"], &questions);
+    let seen = see(&bundle);
+    assert_eq!(
+        (seen.text("read:/at"), &seen.ok("stat:/at")["type"]),
+        ("of the host", &json!("file"))
+    );
+
+    let bundle = linked(&["bind", "src-nofollow"], &questions);
+    assert_eq!(kind(&bundle), "symlink");
+    // Only the mount is a link.
+    assert!(fs::symlink_metadata(bundle.rootfs("at")).unwrap().is_file());
+
+    let bundle = linked(&["bind", "copy-symlink"], &questions);
+    for _ in 0..2 {
+        assert_eq!(kind(&bundle), "symlink");
+        assert_eq!(
+            fs::read_link(bundle.rootfs("at")).unwrap(),
+            Path::new("file")
+        );
+    }
+    fs::remove_file(bundle.rootfs("at")).unwrap();
+    symlink("other", bundle.rootfs("at")).unwrap();
+    refused(&bundle, "copy-symlink: there is something else");
+
+    // What is no link is bound as ever.
+    let bundle = linked(&["bind", "copy-symlink"], &questions);
+    bundle.edit(|c| mounts(c).last_mut().unwrap()["source"] = json!("data/file"));
+    assert_eq!(see(&bundle).text("read:/at"), "of the host");
+}
+
+#[test]
+fn a_target_that_is_a_link_is_mounted_over_where_it_is_not_to_be_followed() {
+    requires!(container);
+    differs!("runc", "has none of these options");
+    for (words, over) in [(&["bind"][..], false), (&["bind", "dest-nofollow"], true)] {
+        let bundle = linked(words, &["stat:/at", "read:/at", "stat:/target"]);
+        symlink("target", bundle.rootfs("at")).unwrap();
+        let seen = see(&bundle);
+        assert_eq!(seen.text("read:/at"), "of the host");
+        let wanted = if over { "file" } else { "symlink" };
+        assert_eq!(seen.ok("stat:/at")["type"], wanted);
+        assert_eq!(bundle.rootfs("target").exists(), !over);
+    }
+    let both = ["bind", "src-nofollow", "dest-nofollow"];
+    let bundle = linked(&both, &["stat:/at"]);
+    symlink("target", bundle.rootfs("at")).unwrap();
+    assert_eq!(see(&bundle).ok("stat:/at")["type"], "symlink");
+    assert!(!bundle.rootfs("target").exists());
+}
+
+#[test]
+fn options_about_links_are_for_bind_mounts_alone() {
+    requires!(container);
+    for word in ["copy-symlink", "src-nofollow", "dest-nofollow"] {
+        let bundle = Bundle::with(|c| tmpfs(c, "/at", &[word]));
+        refused(
+            &bundle,
+            "/at: copy-symlink, src-nofollow and dest-nofollow are options of bind mounts",
+        );
+    }
+}

@@ -23,13 +23,13 @@ const RECEIVE: u64 = 0xc050_2100;
 const SEND: u64 = 0xc018_2101;
 
 /// What the agent has been told, and the calls that it has been asked about.
-struct Asked {
-    message: Value,
+pub(crate) struct Asked {
+    pub(crate) message: Value,
     calls: Vec<i64>,
 }
 
 /// Listen for one container; answer every call that it asks about with EXFULL, until the container has ended.
-fn agent(listener: UnixListener) -> JoinHandle<Asked> {
+pub(crate) fn agent(listener: UnixListener) -> JoinHandle<Asked> {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a runtime");
         let (mut text, descriptor) = first_part(&stream);

@@ -161,6 +161,47 @@ fn the_plain_rootless_bundle_runs() {
 }
 
 #[test]
+fn a_user_gets_a_user_namespace_where_the_configuration_names_none() {
+    requires_user!();
+    differs!("runc", "refuses");
+    let rootless = Rootless::new(&[], |c| {
+        without_namespace(c, "user");
+        c["linux"]["uidMappings"] = Value::Null;
+        c["linux"]["gidMappings"] = Value::Null;
+    });
+    let seen = rootless.see();
+    assert_eq!((&seen["uid"], &seen["gid"]), (&json!(0), &json!(0)));
+    for (map, file) in [("uid_map", "/etc/subuid"), ("gid_map", "/etc/subgid")] {
+        // The ranges of this user, by number or by the name that its login has.
+        let name = std::env::var("USER").unwrap_or_default();
+        let owners = [
+            id().to_string(),
+            if needs::is_root() {
+                String::new()
+            } else {
+                name
+            },
+        ];
+        let mut wanted = vec![json!([0, id(), 1])];
+        let mut next = 1;
+        for line in fs::read_to_string(file).unwrap_or_default().lines() {
+            let fields: Vec<_> = line.split(':').collect();
+            if owners.iter().any(|owner| owner == fields[0]) {
+                let number = |n: usize| fields[n].parse::<u32>().expect("a number");
+                wanted.push(json!([next, number(1), number(2)]));
+                next += number(2);
+            }
+        }
+        assert_eq!(seen[map], json!(wanted), "{file}");
+    }
+    rootless.0.assert_nothing_left();
+
+    // Maps without their namespace are those of the new one.
+    let rootless = Rootless::new(&[], |c| without_namespace(c, "user"));
+    assert_eq!(rootless.see()["uid_map"], json!([[0, id(), 1]]));
+}
+
+#[test]
 fn a_rootless_container_goes_through_its_life() {
     requires_user!();
     let rootless = Rootless::new(&["await:/tmp/go"], |c| c["root"]["readonly"] = json!(false));

@@ -11,7 +11,7 @@ pub(crate) mod needs;
 pub(crate) mod runtime;
 
 pub(crate) use bundle::{Bundle, mounts, namespace, process_args, sh};
-pub(crate) use runtime::{Outcome, Verb, runtime};
+pub(crate) use runtime::{Outcome, Running, Verb, runtime};
 
 use std::time::{Duration, Instant};
 

@@ -127,6 +127,22 @@ pub(crate) fn check(profile: &LinuxSeccomp) -> Result<(), Vec<String>> {
     }
 }
 
+/// The first system call of the profile's that libseccomp does not know.
+///
+/// # Errors
+/// Its name, and where it stands.
+pub(crate) fn all_calls_are_known(profile: &LinuxSeccomp) -> Result<()> {
+    for (at, rule) in profile.syscalls().iter().flatten().enumerate() {
+        let unknown = |name: &&String| ScmpSyscall::from_name(name).is_err();
+        if let Some(name) = rule.names().iter().find(unknown) {
+            bail!(
+                "linux.seccomp.syscalls[{at}]: {name}: unknown system call (annotations.run.oci.seccomp_fail_unknown_syscall)"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// What is wrong with giving `errno` to `action`.
 fn errno_fault(action: LinuxSeccompAction, errno: Option<u32>) -> Option<String> {
     let errno = errno?;

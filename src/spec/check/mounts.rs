@@ -6,7 +6,7 @@ use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount};
 
 use super::namespaces::id_map_is_sound;
 use super::{Check, inside};
-use crate::spec::features::MOUNT_OPTIONS;
+use crate::spec::features::{BIND_OPTIONS, MOUNT_OPTIONS};
 
 /// What may be mounted over inside /proc: files that container engines replace by per-container views.
 const PROC_ALLOWED: &[&str] = &[
@@ -97,7 +97,9 @@ pub(super) fn binds_have_no_data(check: &mut Check<'_>) {
     for (field, mount) in check.mounts() {
         let known = |word: &String| {
             MOUNT_OPTIONS.binary_search(&word.as_str()).is_ok()
-                || ["idmap", "ridmap", ""].contains(&word.as_str())
+                || BIND_OPTIONS.contains(&word.as_str())
+                || is_id_map(word)
+                || word.is_empty()
         };
         if is_bind(mount) && !mount.options().iter().flatten().all(known) {
             check.say(
@@ -110,7 +112,19 @@ pub(super) fn binds_have_no_data(check: &mut Check<'_>) {
 
 /// Whether the ids of a mount are to be mapped: by maps of its own, or by a word.
 fn is_id_mapped(mount: &Mount) -> bool {
-    given(mount.uid_mappings()) || given(mount.gid_mappings()) || has(mount, &["idmap", "ridmap"])
+    let mut words = mount.options().iter().flatten();
+    given(mount.uid_mappings()) || given(mount.gid_mappings()) || words.any(|word| is_id_map(word))
+}
+
+fn is_id_map(word: &str) -> bool {
+    let name = word.split('=').next();
+    matches!(name, Some("idmap" | "ridmap"))
+}
+
+/// Whether a word brings maps with it.
+fn has_maps(mount: &Mount) -> bool {
+    let mut words = mount.options().iter().flatten();
+    words.any(|word| is_id_map(word) && word.contains('='))
 }
 
 fn given(map: &Option<Vec<LinuxIdMapping>>) -> bool {
@@ -130,7 +144,16 @@ pub(super) fn id_mapped_mounts_have_both_maps(check: &mut Check<'_>) {
                 field,
                 "id-mapped mounts must have both uid and gid mappings specified",
             );
-        } else if is_id_mapped(mount) && !uids && !check.namespaces.has(LinuxNamespaceType::User) {
+        } else if uids && has_maps(mount) {
+            check.say(
+                field,
+                "an id-mapped mount has its maps from its members or from an option, not from both",
+            );
+        } else if is_id_mapped(mount)
+            && !uids
+            && !has_maps(mount)
+            && !check.namespaces.has(LinuxNamespaceType::User)
+        {
             check.say(
                 field,
                 "id-mapped mounts must have both uid and gid mappings specified: the container has no user namespace to take them from",

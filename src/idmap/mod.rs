@@ -1,5 +1,7 @@
 //! User and group id maps of a user namespace (user_namespaces(7)): their text, and writing them for a child process.
 
+mod caller;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
-use oci_spec::runtime::LinuxIdMapping;
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 /// One line of a map: `length` ids from `container` inside are the ids from `host` outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,18 @@ impl From<&LinuxIdMapping> for Range {
             host: mapping.host_id(),
             length: mapping.size(),
         }
+    }
+}
+
+impl Range {
+    /// The line as config.json has it.
+    pub(crate) fn mapping(&self) -> LinuxIdMapping {
+        LinuxIdMappingBuilder::default()
+            .container_id(self.container)
+            .host_id(self.host)
+            .size(self.length)
+            .build()
+            .expect("all members are given")
     }
 }
 
