@@ -37,6 +37,7 @@ use crate::plan::Plan;
 use crate::plan::seccomp::Filter;
 use crate::sys::fd::close_foreign;
 use crate::sys::process::CloneFlags;
+use crate::sys::process::exit_now;
 
 /// What the child is given besides the plan: all that the parent opened or made for it.
 pub(crate) struct Given<'a> {
@@ -147,6 +148,23 @@ pub(crate) fn join(given: &mut Given) -> ! {
     privileges::execution(given);
     let program = privileges::drop(given, &root);
     last::words(given, program)
+}
+
+/// Into a running container, and change its mounts: those of the plan come, or what is mounted at their places goes.
+pub(crate) fn change_mounts(given: &mut Given, come: bool) -> ! {
+    given.parents_own.drain(..).for_each(close_foreign);
+    enter::die_with_parent();
+    umask(Mode::empty());
+    // The host's, since the container's own may say anything.
+    let host_proc = given.host_proc.take();
+    let root = enter::container(given);
+    given.host_proc = host_proc;
+    match come {
+        true => mounts::add(given, &root),
+        false => mounts::remove(given, &root),
+    }
+    given.talk.ready_and_wait(None).ok();
+    exit_now(0)
 }
 
 fn run_hooks(given: &Given) {

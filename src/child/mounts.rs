@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, symlinkat, unlinkat};
@@ -41,18 +41,92 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
         match carry_out(given, root.as_fd(), (index, op), tree) {
             Ok(Some(mounted)) => remember(given, op, mounted),
             Ok(None) => {}
-            Err((errno, said)) => {
-                let mut subject = index.to_string();
-                subject.push(' ');
-                subject.push_str(&said);
-                given.talk.fail(Step::Mount, errno, subject.as_bytes());
-            }
+            Err(refused) => fail(given, index, refused),
         }
     }
     if given.plan.fill_dev {
         fill_dev(given, root.as_fd());
     }
     root
+}
+
+/// Mount more in a running container: all of the plan's mounts, or none.
+pub(super) fn add(given: &mut Given, root: &OwnedFd) {
+    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+    let mut places = Vec::new();
+    for index in 0..given.plan.mounts.len() {
+        let tree = given.trees.get_mut(index).and_then(Option::take);
+        let op = &given.plan.mounts[index];
+        match carry_out(given, root.as_fd(), (index, op), tree) {
+            Ok(Some(mounted)) => {
+                places.push(mounted.at.clone());
+                remember(given, op, mounted);
+            }
+            Ok(None) => {}
+            Err(refused) => {
+                for place in places.iter().rev() {
+                    detach(root.as_fd(), place).ok();
+                }
+                fail(given, index, refused);
+            }
+        }
+    }
+    late_read_only(given, root);
+}
+
+/// Take away what is mounted at the places of the plan's mounts in a running container.
+pub(super) fn remove(given: &mut Given, root: &OwnedFd) {
+    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+    let mut places = Vec::new();
+    // All of them are looked at before the first one goes.
+    for (index, op) in given.plan.mounts.iter().enumerate() {
+        match mounted_at(given, root.as_fd(), op) {
+            Ok(place) => places.push(place),
+            Err(refused) => fail(given, index, refused),
+        }
+    }
+    for (index, place) in places.iter().enumerate() {
+        if let Err(errno) = detach(root.as_fd(), place) {
+            fail(given, index, plain(errno));
+        }
+    }
+}
+
+/// Where something is mounted, as the kernel names the place.
+fn mounted_at(given: &Given, root: BorrowedFd, op: &MountOp) -> Result<PathBuf, Refused> {
+    let target = open_in_root(root, &op.untrusted_target, OFlag::O_PATH).map_err(plain)?;
+    if !mount::is_mounted(target.as_fd()).map_err(plain)? {
+        return Err((Errno::EINVAL, "nothing is mounted there".to_owned()));
+    }
+    check_place(given, op, target.as_fd())
+}
+
+/// Detach the mount at `place`, with all below it.
+fn detach(root: BorrowedFd, place: &Path) -> nix::Result<()> {
+    let (Some(above), Some(name)) = (place.parent(), place.file_name()) else {
+        return Err(Errno::EBUSY);
+    };
+    let above = match above.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => above,
+    };
+    // The directory stood in is one that no link has led to, and the last name is not followed.
+    fchdir(open_no_links(
+        root,
+        above,
+        OFlag::O_PATH | OFlag::O_DIRECTORY,
+    )?)?;
+    umount2(
+        Path::new(name),
+        MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW,
+    )
+}
+
+fn fail(given: &Given, index: usize, (errno, said): Refused) -> ! {
+    let mut subject = index.to_string();
+    subject.push(' ');
+    subject.push_str(&said);
+    given.talk.fail(Step::Mount, errno, subject.as_bytes())
 }
 
 /// A mount in its place, and where that is inside the root, as the kernel names it.

@@ -15,6 +15,7 @@ mod features;
 mod generate;
 mod kill;
 mod list;
+mod mounts;
 mod pause;
 mod ps;
 mod restore;
@@ -143,7 +144,7 @@ const fn entry<V: Verb>() -> Entry {
     }
 }
 
-const VERBS: [Entry; 18] = [
+const VERBS: [Entry; 19] = [
     entry::<checkpoint::Checkpoint>(),
     entry::<create::Create>(),
     entry::<delete::Delete>(),
@@ -153,6 +154,7 @@ const VERBS: [Entry; 18] = [
     entry::<generate::Generate>(),
     entry::<kill::Kill>(),
     entry::<list::List>(),
+    entry::<mounts::Mounts>(),
     entry::<pause::Pause>(),
     entry::<ps::Ps>(),
     entry::<restore::Restore>(),

@@ -468,7 +468,7 @@ fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>> {
 
 /// The kinds of namespaces in which process `pid` is not where we are. Joining our own again would need rights for
 /// nothing, and is an error for the user namespace.
-fn differing(pid: i32) -> Result<Vec<Kind>> {
+pub(super) fn differing(pid: i32) -> Result<Vec<Kind>> {
     let mut differing = Vec::new();
     for (kind, file) in [
         (Kind::User, "user"),
@@ -494,7 +494,7 @@ fn differing(pid: i32) -> Result<Vec<Kind>> {
 }
 
 /// The root directory of process `pid`.
-fn root_of(pid: i32) -> Result<OwnedFd> {
+pub(super) fn root_of(pid: i32) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/root");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(path.as_str(), flags, Mode::empty()).with_context(|| format!("open {path}"))

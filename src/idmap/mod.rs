@@ -105,15 +105,23 @@ fn text(ranges: &[Range]) -> String {
 }
 
 impl Maps {
-    /// Whether the user namespace of process `pid` has these maps, as the caller's own namespace sees them.
-    pub(crate) fn are_of(&self, pid: Pid) -> Result<bool> {
-        let same = |file: &str, expected: &[Range]| -> Result<bool> {
+    /// The maps of the user namespace of process `pid`, as the caller's own namespace sees them.
+    pub(crate) fn of(pid: Pid) -> Result<Self> {
+        let read = |file: &str| -> Result<Vec<Range>> {
             let path = format!("/proc/{pid}/{file}");
             let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-            let there = ranges(&text).with_context(|| format!("{path}: {text:?} is no map"))?;
-            Ok(sorted(&there) == sorted(expected))
+            ranges(&text).with_context(|| format!("{path}: {text:?} is no map"))
         };
-        Ok(same("uid_map", &self.uids)? && same("gid_map", &self.gids)?)
+        Ok(Self {
+            uids: read("uid_map")?,
+            gids: read("gid_map")?,
+        })
+    }
+
+    /// Whether the user namespace of process `pid` has these maps, as the caller's own namespace sees them.
+    pub(crate) fn are_of(&self, pid: Pid) -> Result<bool> {
+        let there = Self::of(pid)?;
+        Ok(sorted(&there.uids) == sorted(&self.uids) && sorted(&there.gids) == sorted(&self.gids))
     }
 
     /// Write both maps of the process `pid`, which is alone in its new user namespace.

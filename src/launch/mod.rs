@@ -4,6 +4,7 @@
 pub(crate) mod cache;
 mod carrier;
 mod join;
+mod live;
 mod network;
 mod notify;
 mod restored;
@@ -11,6 +12,7 @@ mod sources;
 
 pub(crate) use carrier::{Carrier, take_away};
 pub(crate) use join::{Joining, join};
+pub(crate) use live::{Live, change_mounts};
 pub(crate) use restored::{Restored, house};
 
 use std::fmt;

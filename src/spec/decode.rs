@@ -113,17 +113,25 @@ pub(super) fn resources(raw: &[u8]) -> Result<LinuxResources> {
 
 /// The same for a process by itself, which may hold whatever `process` of a config.json may.
 pub(super) fn process(text: &[u8]) -> Result<Decoded> {
-    // One value and nothing behind it, so that it can stand in another.
-    serde_json::from_slice::<serde::de::IgnoredAny>(text).map_err(|e| anyhow!("{e}"))?;
     if !text.trim_ascii_start().starts_with(b"{") {
         bail!("invalid type: an object is expected");
     }
-    let config = [
-        br#"{"ociVersion":"1.0.0","process":"#.as_slice(),
-        text,
-        b"}",
-    ]
-    .concat();
+    member("process", text)
+}
+
+/// The same for mounts by themselves.
+pub(super) fn mounts(text: &[u8]) -> Result<Decoded> {
+    if !text.trim_ascii_start().starts_with(b"[") {
+        bail!("invalid type: an array of mounts is expected");
+    }
+    member("mounts", text)
+}
+
+fn member(name: &str, text: &[u8]) -> Result<Decoded> {
+    // One value and nothing behind it, so that it can stand in another.
+    serde_json::from_slice::<serde::de::IgnoredAny>(text).map_err(|e| anyhow!("{e}"))?;
+    let head = format!(r#"{{"ociVersion":"1.0.0","{name}":"#);
+    let config = [head.as_bytes(), text, b"}"].concat();
     decode(&config).map_err(|error| {
         let text = error.to_string();
         anyhow!(

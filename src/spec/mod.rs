@@ -110,6 +110,18 @@ impl Bundle {
         Ok(())
     }
 
+    /// Put other mounts in the place of the configuration's: `text` is what stands in config.json as `mounts`.
+    ///
+    /// # Errors
+    /// As for [`Bundle::open`].
+    pub(crate) fn take_mounts(&mut self, text: &[u8]) -> Result<()> {
+        let decoded = decode::mounts(text)?;
+        self.spec.set_mounts(decoded.spec.mounts().clone());
+        self.warnings.extend(decoded.warnings);
+        self.faults.extend(decoded.faults);
+        Ok(())
+    }
+
     /// Change the configuration's process.
     pub(crate) fn edit_process(&mut self, edit: impl FnOnce(&mut Process)) {
         if let Some(process) = self.spec.process_mut() {
@@ -119,11 +131,20 @@ impl Bundle {
 
     /// The first rule that the process breaks; what the rest of the configuration broke was refused with the container.
     pub(crate) fn check_process(&self, how: &Context) -> Option<Fault> {
+        self.check_member("process", how)
+    }
+
+    /// The same for the mounts.
+    pub(crate) fn check_mounts(&self, how: &Context) -> Option<Fault> {
+        self.check_member("mounts", how)
+    }
+
+    fn check_member(&self, name: &str, how: &Context) -> Option<Fault> {
         let faults = self.check(how);
         faults.into_iter().find(|fault| {
             fault
                 .field
-                .strip_prefix("process")
+                .strip_prefix(name)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         })
     }

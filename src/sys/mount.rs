@@ -29,6 +29,8 @@ pub(crate) mod attr {
 const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 /// linux/mount.h, since Linux 5.10.
 const MS_NOSYMFOLLOW: libc::c_ulong = 256;
+/// linux/stat.h.
+const STATX_ATTR_MOUNT_ROOT: u64 = 0x2000;
 const OPEN_TREE_CLONE: c_uint = 1;
 const OPEN_TREE_CLOEXEC: c_uint = libc::O_CLOEXEC.cast_unsigned();
 const AT_RECURSIVE: c_uint = 0x8000;
@@ -153,6 +155,24 @@ fn attach_at(mount: BorrowedFd, dir: BorrowedFd, path: &CStr, flags: c_uint) -> 
         )
     };
     Errno::result(done).map(drop)
+}
+
+/// Whether `file` is the root of a mount (statx with STATX_ATTR_MOUNT_ROOT, Linux 5.8).
+pub(crate) fn is_mounted(file: BorrowedFd) -> nix::Result<bool> {
+    // SAFETY: a structure of numbers, which the kernel fills.
+    let mut about: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is null-terminated and only read, the structure is ours.
+    let done = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            0,
+            &raw mut about,
+        )
+    };
+    Errno::result(done)?;
+    Ok(about.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0)
 }
 
 /// Change attributes or propagation of the mount behind `mount` (mount_setattr, Linux 5.12).

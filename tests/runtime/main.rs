@@ -28,6 +28,7 @@ mod idmap;
 mod labels;
 mod lifecycle;
 mod limits;
+mod live;
 mod mounts;
 mod namespaces;
 mod netdevices;

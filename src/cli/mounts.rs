@@ -1,0 +1,37 @@
+//! `mounts`: mounts of a running container, made or taken away.
+
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
+use anyhow::{Result, bail};
+
+use super::{Count, Global, Verb};
+use crate::container::{self, Id, Live};
+
+// COMPAT: crun's verb.
+#[derive(Debug, clap::Args)]
+pub(super) struct Mounts {
+    #[arg(value_name = "add|remove container-id file", hide = true)]
+    arguments: Vec<String>,
+}
+
+impl Verb for Mounts {
+    const NAME: &'static str = "mounts";
+    const ABOUT: &'static str = "add mounts to a running container, or remove them";
+    const USAGE: &'static str = "add|remove <container-id> <file>";
+    const ARGUMENTS: Count = Count::Exactly(3);
+
+    fn run(self, global: &Global) -> Result<u8> {
+        let [what, id, file] = &self.arguments[..] else {
+            unreachable!("the arguments are counted");
+        };
+        let live = match what.as_str() {
+            "add" => Live::Add,
+            "remove" => Live::Remove,
+            other => bail!("mounts: {other:?} is neither add nor remove"),
+        };
+        let id = Id::from_str(id)?;
+        container::change_mounts(&global.root, &id, live, &PathBuf::from(file))?;
+        Ok(0)
+    }
+}
