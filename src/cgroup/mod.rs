@@ -371,6 +371,31 @@ impl Cgroup {
         }
     }
 
+    /// Make cgroups below this one, give them to `owner` as [`Self::delegate`] does, and move a process into the last.
+    pub(crate) fn hold(
+        &self,
+        hierarchy: &Hierarchy,
+        below: &Path,
+        pid: Pid,
+        owner: Option<Uid>,
+    ) -> Result<()> {
+        let mut path = self.path.clone();
+        let mut last = None;
+        for name in below.components() {
+            let dir = last.as_ref().map_or(&self.dir, |last: &Self| &last.dir);
+            path.push(name);
+            match mkdirat(dir, name.as_os_str(), Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(refusal(&path, errno)),
+            }
+            let made = Self::open(hierarchy, &path)?;
+            let made = made.with_context(|| format!("open cgroup {}", path.display()))?;
+            owner.map_or(Ok(()), |owner| made.delegate(owner))?;
+            last = Some(made);
+        }
+        last.map_or(Ok(()), |last| last.add(pid))
+    }
+
     /// Write limits, in order. An error leaves those before it in force.
     pub(crate) fn set(&self, limits: &[Limit]) -> Result<()> {
         limits.iter().try_for_each(|limit| self.set_one(limit))

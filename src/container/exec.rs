@@ -270,7 +270,12 @@ impl<'a> Draft<'a> {
                 ),
             };
         }
-        let mut cgroups: Vec<_> = open_cgroup(&self.record)?.into_iter().collect();
+        let mut cgroups = Vec::new();
+        let [first, last] = self.plan.extensions.below(self.record.unit.is_some());
+        if let Some(below) = last.or(first) {
+            cgroups.extend(Cgroup::open(&hierarchy, &path.join(below))?);
+        }
+        cgroups.extend(open_cgroup(&self.record)?);
         // An init that has moved to a cgroup below, with controllers enabled for it: the container's own can hold no
         // process any more.
         let init = cgroup::of(self.record.init_process_pid)?;

@@ -374,6 +374,9 @@ pub(crate) fn launch(
         cgroup.claim(request.mark);
         undo.cgroup = Some(cgroup);
     }
+    // ORDER: before it has its cgroup namespace, whose root is where it is then.
+    let [first, last] = plan.extensions.below(request.place.unit().is_some());
+    hold(request, &undo, first.as_deref(), pid)?;
     enter_class(&undo, pid)?;
     if wait_mapped {
         // One that has its user namespace only after joining others asks for the maps itself.
@@ -394,7 +397,19 @@ pub(crate) fn launch(
         undo,
     };
     converse(request, &mut launched, &runtime_hooks, &id_maps)?;
+    hold(request, &launched.undo, last.as_deref(), launched.pid())?;
     Ok(launched)
+}
+
+/// Put the process into a cgroup below the container's own.
+fn hold(request: &Request, undo: &Undo, below: Option<&Path>, pid: Pid) -> Result<()> {
+    let (Some(cgroup), Some(below)) = (&undo.cgroup, below) else {
+        return Ok(());
+    };
+    let owner = request.plan.control.delegate_to;
+    cgroup
+        .hold(request.hierarchy, below, pid, owner)
+        .context("unable to apply cgroup configuration")
 }
 
 /// Put the process into its class of resctrl.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -19,6 +19,11 @@ pub(crate) struct Extensions {
     pub(crate) only_known_calls: bool,
     /// `pidfd_receiver`: a socket that gets the init's pidfd.
     pub(crate) pidfd_receiver: Option<PathBuf>,
+    /// `systemd.subgroup`: with the systemd driver the payload begins in this cgroup below the scope's, which is the root
+    /// that its cgroup namespace shows.
+    pub(crate) subgroup: Option<PathBuf>,
+    /// `delegate-cgroup`: a cgroup below that, into which it goes then.
+    pub(crate) delegated: Option<PathBuf>,
     /// `mount_context_type`: as what a file system is told `linux.mountLabel`.
     pub(crate) label_option: Option<&'static CStr>,
 }
@@ -52,9 +57,38 @@ impl Extensions {
                 .transpose()?,
             only_known_calls: is_on("seccomp_fail_unknown_syscall"),
             pidfd_receiver: named("pidfd_receiver").map(absolute).transpose()?,
+            subgroup: below("systemd.subgroup", named("systemd.subgroup"))?,
+            delegated: below("delegate-cgroup", named("delegate-cgroup"))?,
             label_option: named("mount_context_type").map(label_option).transpose()?,
         })
     }
+}
+
+impl Extensions {
+    /// The cgroup below the container's own in which the payload begins, and the one it goes into before it starts;
+    /// `systemd` tells whether its manager made the container's.
+    pub(crate) fn below(&self, systemd: bool) -> [Option<PathBuf>; 2] {
+        let first = self.subgroup.clone().filter(|_| systemd);
+        let last = self.delegated.as_ref().map(|delegated| match &first {
+            Some(first) => first.join(delegated),
+            None => delegated.clone(),
+        });
+        [first, last]
+    }
+}
+
+/// A path of cgroups; none where it is empty.
+fn below(name: &str, text: Option<&str>) -> Result<Option<PathBuf>> {
+    let text = text.unwrap_or_default();
+    let mut path = PathBuf::new();
+    for part in Path::new(text).components() {
+        match part {
+            Component::Normal(part) => path.push(part),
+            Component::RootDir | Component::CurDir => {}
+            _ => bail!("annotations.run.oci.{name}: {text:?} leads out of the container's cgroup"),
+        }
+    }
+    Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
 fn absolute(path: &str) -> Result<PathBuf> {
@@ -184,12 +218,39 @@ mod tests {
     }
 
     #[test]
+    fn cgroups_below_are_paths_and_the_first_is_systemds() {
+        let annotations = HashMap::from([
+            (
+                "run.oci.systemd.subgroup".to_owned(),
+                "container".to_owned(),
+            ),
+            ("run.oci.delegate-cgroup".to_owned(), "/a/b".to_owned()),
+        ]);
+        let both = Extensions::new(Some(&annotations)).unwrap();
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(both.below(true), [path("container"), path("container/a/b")]);
+        assert_eq!(both.below(false), [None, path("a/b")]);
+        let none = read("systemd.subgroup", "").unwrap();
+        assert_eq!(none.below(true), [None, None]);
+    }
+
+    #[test]
     fn values_that_cannot_be_are_named() {
         for (name, value, words) in [
             (
                 "pidfd_receiver",
                 "x.sock",
                 "\"x.sock\" is not an absolute path",
+            ),
+            (
+                "delegate-cgroup",
+                "a/../..",
+                "\"a/../..\" leads out of the container's cgroup",
+            ),
+            (
+                "systemd.subgroup",
+                "..",
+                "\"..\" leads out of the container's cgroup",
             ),
             (
                 "mount_context_type",

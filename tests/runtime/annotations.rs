@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use nix::libc;
 use serde_json::{Value, json};
 
+use crate::driver::{Driven, Driver, drivers};
 use crate::inside::{answers, asking, refused, see};
 use crate::support::console::{ConsoleSocket, socket_path};
 use crate::support::needs::has_selinux;
-use crate::support::{Bundle, Verb};
+use crate::support::{Bundle, Verb, eventually, namespace, sh};
 
 fn annotate(config: &mut Value, name: &str, value: impl Into<Value>) {
     config["annotations"][format!("run.oci.{name}")] = value.into();
@@ -294,4 +295,65 @@ fn the_option_that_labels_mounts_is_one_of_four() {
         });
         bundle.run().ok();
     }
+}
+
+/// The cgroup of a process as /proc says it.
+fn cgroup_of(pid: impl std::fmt::Display) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("0::"));
+    line.expect("a cgroup").to_owned()
+}
+
+#[test]
+fn the_payload_lives_in_the_cgroup_that_is_delegated_to_it() {
+    requires!(root);
+    differs!("runc", "knows nothing of it");
+    for driver in drivers() {
+        let driven = Driven::new(driver, |c| {
+            namespace(c, "cgroup");
+            sh(c, "cat /proc/self/cgroup >/tmp/own; exec sleep 1000");
+            annotate(c, "systemd.subgroup", "sub");
+            annotate(c, "delegate-cgroup", "inner/most");
+        });
+        driven.up();
+        let bundle = &driven.bundle;
+        let systemd = matches!(driver, Driver::Systemd);
+        let below = if systemd {
+            "sub/inner/most"
+        } else {
+            "inner/most"
+        };
+        assert!(
+            cgroup_of(bundle.pid()).ends_with(&format!("/{below}")),
+            "{driver:?}"
+        );
+        // What is above the delegated one is the root that the container sees.
+        let own = bundle.rootfs("tmp/own");
+        assert!(eventually(
+            || fs::read_to_string(&own).is_ok_and(|text| text.ends_with("\n"))
+        ));
+        assert!(
+            fs::read_to_string(&own)
+                .unwrap()
+                .contains("0::/inner/most\n"),
+            "{driver:?}"
+        );
+        let exec = driven
+            .verb(["exec", &bundle.id, "cat", "/proc/self/cgroup"])
+            .ok();
+        assert!(
+            exec.stdout.contains("0::/inner/most\n"),
+            "{driver:?}: {}",
+            exec.stdout
+        );
+        let group = driven.group();
+        driven.end();
+        let mut above = group.ancestors().take(below.split('/').count() + 1);
+        assert!(above.all(|path| !path.exists()), "{driver:?}");
+    }
+    let bundle = Bundle::with(|c| annotate(c, "delegate-cgroup", "../x"));
+    refused(
+        &bundle,
+        "annotations.run.oci.delegate-cgroup: \"../x\" leads out of the container's cgroup",
+    );
 }
