@@ -419,7 +419,7 @@ fn documents_names_and_records_that_cannot_be_read_are_named() {
             "records/used.json",
             b"{\"schema\":9}",
             "records/used.json",
-            "remove the file",
+            "`fsck --repair` begins it anew",
         ),
         ("records/volumes/a.json", b"", "records/volumes", "a.json"),
         ("blobs/sha256/note", b"", "blobs/sha256/note", "not a blob"),
@@ -442,6 +442,19 @@ fn documents_names_and_records_that_cannot_be_read_are_named() {
     one_fault(&fsck(&store), &image.digest, "its descriptor says 7");
     fs::write(store.path("index.json"), good).expect("index");
     assert_clean(&store);
+}
+
+#[test]
+fn when_things_were_last_used_is_begun_anew_where_it_cannot_be_read() {
+    let (store, _) = store();
+    for text in ["", "{\"schema\":9}"] {
+        fs::write(store.path("records/used.json"), text).expect("spoil");
+        let outcome = repair(&store);
+        let fault = &faults(&outcome)[0];
+        assert_eq!(fault["subject"], "records/used.json", "{outcome}");
+        assert_eq!(fault["repaired"], true, "{outcome}");
+        assert_clean(&store);
+    }
 }
 
 #[test]

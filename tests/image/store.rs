@@ -475,3 +475,54 @@ fn a_failed_write_leaves_no_layer() {
     assert_eq!(failures, 3);
     store.ok(["fsck"]);
 }
+
+#[test]
+fn a_store_on_a_read_only_file_system_can_be_read() {
+    requires!(root);
+    let store = adopted(&[&image("a:1", "x")]);
+    let bind = |flags| {
+        nix::mount::mount(
+            Some(&store.root),
+            &store.root,
+            None::<&str>,
+            nix::mount::MsFlags::MS_BIND | flags,
+            None::<&str>,
+        )
+        .expect("mount");
+    };
+    bind(nix::mount::MsFlags::empty());
+    bind(nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY);
+    for words in [
+        &["list"][..],
+        &["inspect", "a:1"],
+        &["df"],
+        &["fsck"],
+        &["prune", "--dry-run"],
+    ] {
+        store.ok(words);
+    }
+    let (tree, archive) = (store.beside("tree"), store.beside("a.tar"));
+    store.call(["unpack", "a:1"]).arg(&tree).ok();
+    assert_eq!(fs::read(tree.join("file")).unwrap(), b"x");
+    store.call(["export", "a:1"]).arg(&archive).ok();
+    let other = Store::new();
+    other.call(["import"]).arg(&archive).arg("a:1").ok();
+    assert_eq!(
+        other
+            .ok(["list", "--format", "json"])
+            .json()
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    for words in [
+        &["tag", "a:1", "b:1"][..],
+        &["prune", "--yes"],
+        &["rm", "a:1"],
+    ] {
+        store.call(words).run().fails_with("read-only file system");
+    }
+    nix::mount::umount(&store.root).expect("unmount");
+    store.assert_nothing_left();
+}

@@ -109,6 +109,8 @@ struct Findings {
 enum Dangling {
     Bundle(String),
     Volume(String),
+    /// Of when things were last used.
+    Used,
 }
 
 impl Findings {

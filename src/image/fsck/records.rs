@@ -40,8 +40,9 @@ pub(super) fn check(store: &Store, findings: &mut Findings) {
             Kind::Record,
             "records/used.json",
             sentence(&error),
-            "remove the file: what is not in it counts as just used",
+            "`fsck --repair` begins it anew: what is not in it counts as just used",
         ));
+        findings.dangling.push(Dangling::Used);
     }
     leftovers(store, findings);
 }

@@ -19,7 +19,7 @@ use super::super::layers;
 use super::super::manifest::{Descriptor, media_type};
 use super::super::mounts::{self, Named};
 use super::super::progress::Progress;
-use super::super::store::{self, LayerRecord, Store, now, random_name};
+use super::super::store::{self, LayerRecord, Store, Used, now, random_name};
 use super::super::unpack::{Layer, Limits};
 use super::super::userns;
 use super::{Dangling, Findings, Kind};
@@ -63,6 +63,11 @@ pub(super) fn repair(store: &Store, progress: &Progress, findings: &mut Findings
                 Ok(()) => findings.remark(format!("bundle record {id}: removed")),
                 Err(error) => findings.remark(format!("bundle record {id}: {}", sentence(&error))),
             },
+            Dangling::Used => {
+                let done = forget(store, || store.put_used(&Used::new()));
+                let done = done.map(|()| Done::Repaired("it was begun anew".to_owned()));
+                settle(findings, Kind::Record, "records/used.json", done);
+            }
             Dangling::Volume(name) => {
                 let done = forget(store, || forget_volume(store, &name));
                 let done = done.map(|()| Done::Repaired("the record was removed".to_owned()));

@@ -37,11 +37,9 @@ impl Kind {
     }
 }
 
-/// Protects what a running command uses from prune.
-pub(crate) struct Lease {
-    path: PathBuf,
-    file: Flock<File>,
-}
+/// Protects what a running command uses from prune; in a store on a read-only file system nothing can be pruned, and there
+/// is no file.
+pub(crate) struct Lease(Option<(PathBuf, Flock<File>)>);
 
 /// A lease of a living command, as prune reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,18 +59,26 @@ pub(crate) struct Leases {
 impl Lease {
     /// Protect one more thing. From the return of this call on no prune removes it; so hold first and look after.
     pub(crate) fn hold(&self, kind: Kind, id: &str) -> Result<()> {
-        // One write: a reader sees a whole line or none.
-        let line = format!("{} {id}\n", kind.word());
-        (&*self.file)
+        self.write(&format!("{} {id}\n", kind.word()), "write")
+    }
+
+    /// One write: a reader sees a whole line or none.
+    fn write(&self, line: &str, what: &str) -> Result<()> {
+        let Some((path, file)) = &self.0 else {
+            return Ok(());
+        };
+        (&**file)
             .write_all(line.as_bytes())
-            .with_context(|| format!("write lease {}", self.path.display()))
+            .with_context(|| format!("{what} lease {}", path.display()))
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // Where this does not succeed the next command removes it: the lock is gone with us.
-        drop(std::fs::remove_file(&self.path));
+        if let Some((path, _)) = &self.0 {
+            // Where this does not succeed the next command removes it: the lock is gone with us.
+            drop(std::fs::remove_file(path));
+        }
     }
 }
 
@@ -109,16 +115,15 @@ impl Store {
             let flags =
                 OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_APPEND | OFlag::O_CLOEXEC;
             let context = || format!("make lease {}", path.display());
-            let file =
-                openat(&dir, name, flags, Mode::from_bits_truncate(0o600)).with_context(context)?;
+            let file = match openat(&dir, name, flags, Mode::from_bits_truncate(0o600)) {
+                Err(Errno::EROFS) => return Ok(Lease(None)),
+                made => made.with_context(context)?,
+            };
             let file = flock(file.into(), FlockArg::LockExclusive).with_context(context)?;
             // Between its making and its lock another command may have taken it for a leftover.
             if fstat(&*file).with_context(context)?.st_nlink > 0 {
-                let lease = Lease { path, file };
-                let line = format!("purpose {purpose}\n");
-                (&*lease.file)
-                    .write_all(line.as_bytes())
-                    .with_context(|| format!("make lease {}", lease.path.display()))?;
+                let lease = Lease(Some((path, file)));
+                lease.write(&format!("purpose {purpose}\n"), "make")?;
                 return Ok(lease);
             }
         }

@@ -88,7 +88,7 @@ pub(crate) struct Store {
 
 /// A flock(2) that is held until this is dropped.
 pub(crate) struct Guard {
-    _file: Flock<File>,
+    _file: Option<Flock<File>>,
 }
 
 impl Store {
@@ -231,9 +231,13 @@ impl Store {
         self.path.join("volumes").join(name)
     }
 
-    /// Hold off the removal of what is unreferenced, for a moment: see "Locks" in `image`.
+    /// Hold off the removal of what is unreferenced, for a moment: see "Locks" in `image`. On a read-only file system
+    /// nothing can be removed, and nothing is locked.
     pub(crate) fn shared(&self) -> Result<Guard> {
-        self.lock("lock", FlockArg::LockShared)
+        match self.lock("lock", FlockArg::LockShared) {
+            Err(error) if error.downcast_ref() == Some(&Errno::EROFS) => Ok(Guard { _file: None }),
+            other => other,
+        }
     }
 
     /// Be alone with the store, to carry out a plan.
@@ -252,7 +256,7 @@ impl Store {
         let file = openat(&self.root, name, flags, Mode::from_bits_truncate(0o600))
             .with_context(context)?;
         Ok(Guard {
-            _file: flock(file.into(), how).with_context(context)?,
+            _file: Some(flock(file.into(), how).with_context(context)?),
         })
     }
 

@@ -114,6 +114,14 @@ pub(crate) struct Used {
 }
 
 impl Used {
+    /// Nothing was seen so far.
+    pub(crate) fn new() -> Self {
+        Self {
+            schema: SCHEMA,
+            ..Self::default()
+        }
+    }
+
     /// When that was last referenced, as far as is known: of what the last prune saw referenced, at the latest when
     /// references last changed. A time to come is now: else nothing would ever be old enough (G-5).
     pub(crate) fn last(&self, key: &str, now: u64) -> Option<u64> {
@@ -194,10 +202,7 @@ impl Store {
         let path = self.root().join("records/used.json");
         match self.read("records/used.json", LARGEST)? {
             Some(bytes) => parse(&bytes).with_context(|| format!("read {}", path.display())),
-            None => Ok(Used {
-                schema: SCHEMA,
-                ..Used::default()
-            }),
+            None => Ok(Used::new()),
         }
     }
 
