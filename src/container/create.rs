@@ -158,7 +158,7 @@ impl<'a> Draft<'a> {
         let bundle = Bundle::open(&options.bundle, options.config.as_deref())?;
         // COMPAT: the runtime, and so its hooks, stand in the bundle's directory.
         std::env::set_current_dir(&bundle.path).context("enter the bundle's directory")?;
-        check(&bundle, options, rootless)?;
+        check(&bundle, options, &host)?;
         let terminal = bundle
             .spec
             .process()
@@ -416,9 +416,11 @@ impl Drop for Claim {
     }
 }
 
-fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()> {
+fn check(bundle: &Bundle, options: &CreateOptions, host: &Host) -> Result<()> {
     let context = spec::Context {
-        rootless,
+        // Not the question whether cgroups are the machine's: root of a user namespace, as which Podman calls for an
+        // ordinary user, may have a container in that very namespace.
+        rootless: !host.uid.is_root(),
         no_pivot: options.no_pivot,
         systemd_cgroup: options.driver == Driver::Systemd,
     };
