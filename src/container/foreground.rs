@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, isatty, read, write};
 
 use crate::sys::fd::standard;
@@ -65,12 +66,19 @@ pub(crate) fn wait(
                 }
                 return Ok(code);
             }
-            None if dead => bail!("process {pid} is not a child of this one"),
+            None if dead && !is_left(pid) => bail!("process {pid} is not a child of this one"),
             None => {}
         }
         let mut fds = vec![
             PollFd::new(signals.0.as_fd(), PollFlags::POLLIN),
-            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(
+                pidfd.as_fd(),
+                // Told once; what is dead and still traced is left to SIGCHLD.
+                match dead {
+                    true => PollFlags::empty(),
+                    false => PollFlags::POLLIN,
+                },
+            ),
         ];
         let streams = console.as_ref().map_or(Vec::new(), Console::streams);
         fds.extend(streams.iter().map(|(_, fd)| fd.clone()));
@@ -80,7 +88,7 @@ pub(crate) fn wait(
         };
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
         let streams: Vec<Stream> = streams.iter().map(|(stream, _)| *stream).collect();
-        dead = ready[1];
+        dead |= ready[1];
         if ready[0] {
             pass_on(signals, &pidfd, console.as_ref())?;
         }
@@ -109,6 +117,13 @@ fn reap(payload: Pid) -> Result<Option<u8>> {
             Err(errno) => return Err(errno).context("wait for the payload"),
         }
     }
+}
+
+/// Whether the payload is still to be waited for. Its death is known before a parent may reap it when somebody traces it,
+/// as CRIU does at a checkpoint.
+fn is_left(payload: Pid) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(payload), flags).is_ok()
 }
 
 fn pass_on(signals: &Signals, payload: &OwnedFd, console: Option<&Console>) -> Result<()> {
