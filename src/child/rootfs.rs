@@ -39,13 +39,12 @@ pub(super) fn host_null(given: &Given) -> Option<OwnedFd> {
         given.talk.fail(Step::Masked, Errno::ENODEV, b"/dev/null");
     }
     // It is the host's inode: on a writable mount the container's root could change its mode and owner for the whole
-    // machine. A device on a read-only mount can be read and written all the same.
+    // machine. A device on a read-only mount can be read and written all the same. Private, since nothing of the host's
+    // mounts concerns it, and a checkpoint that says otherwise finds them again only on a host that shares its own.
+    let mut change = Change::attributes(attr::RDONLY, 0);
+    change.propagation = libc::MS_PRIVATE;
     given.check(
-        mount::change(
-            null.as_fd(),
-            Reach::One,
-            Change::attributes(attr::RDONLY, 0),
-        ),
+        mount::change(null.as_fd(), Reach::One, change),
         Step::Masked,
         "/dev/null",
     );

@@ -172,7 +172,7 @@ impl<'a> Draft<'a> {
         if !Uid::effective().is_root() {
             give_user_namespace(&mut bundle.spec)?;
         }
-        check(&bundle, options, rootless)?;
+        check(&bundle, options, &host)?;
         let notify = readiness::manager().is_some();
         if notify {
             readiness::provide(&mut bundle.spec, &options.root.join(options.id.as_str()))?;
@@ -473,9 +473,11 @@ fn give_user_namespace(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-fn check(bundle: &Bundle, options: &CreateOptions, rootless: bool) -> Result<()> {
+fn check(bundle: &Bundle, options: &CreateOptions, host: &Host) -> Result<()> {
     let context = spec::Context {
-        rootless,
+        // Not the question whether cgroups are the machine's: root of a user namespace, as which Podman calls for an
+        // ordinary user, may have a container in that very namespace.
+        rootless: !host.uid.is_root(),
         no_pivot: options.no_pivot,
         systemd_cgroup: options.driver == Driver::Systemd,
     };

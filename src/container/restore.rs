@@ -309,8 +309,9 @@ fn own_mounts(plan: &Plan, at: &Path) -> Result<OwnedFd> {
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
     let mounting = || format!("mount {} at {}", plan.root.path.display(), at.display());
     let mounted = || {
-        let private = Change::propagation(nix::libc::MS_PRIVATE);
-        mount::change_path(c"/", Reach::Tree, private)?;
+        // Not private: a mount that followed one of the host's gets from here what it is to follow again.
+        let slave = Change::propagation(nix::libc::MS_SLAVE);
+        mount::change_path(c"/", Reach::Tree, slave)?;
         let source = c_path(&plan.root.path).map_err(|_| Errno::EINVAL)?;
         let tree = mount::clone_tree(AT_FDCWD, &source, Reach::Tree)?;
         let at = c_path(at).map_err(|_| Errno::EINVAL)?;

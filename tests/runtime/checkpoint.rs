@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::kill;
 use serde_json::json;
 
@@ -238,6 +239,46 @@ fn bind_mounts_and_masks_are_there_again_with_their_attributes() {
         fs::read_dir(&readable).unwrap().count() == 1,
         "something was made in a read-only mount"
     );
+}
+
+#[test]
+fn mounts_that_follow_the_hosts_follow_them_again() {
+    requires!(root, criu);
+    let bundle = counting();
+    let source = bundle.beside("source");
+    fs::create_dir(&source).unwrap();
+    let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
+    mount(tmpfs, &source, tmpfs, MsFlags::empty(), none).unwrap();
+    mount(none, &source, none, MsFlags::MS_SHARED, none).unwrap();
+    bundle.edit(|c| {
+        let options = ["bind", "slave"];
+        mounts(c).push(
+            json!({"type": "bind", "source": source, "destination": "/data", "options": options}),
+        );
+        c["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    });
+    let follows = |destination: &str| {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", bundle.state()["pid"]));
+        let table = table.unwrap();
+        let mount = table
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(destination))
+            .unwrap_or_else(|| panic!("{destination} in {table}"));
+        mount.contains(" master:")
+    };
+    up(&bundle);
+    counts_from(&bundle, 1);
+    assert!(follows("/data"));
+    assert!(!follows("/proc/kcore"));
+    checkpoint(&bundle).ok();
+    let stopped_at = count(&bundle);
+    restore(&bundle, &[]).ok();
+    counts_from(&bundle, stopped_at);
+    assert!(follows("/data"));
+    assert!(!follows("/proc/kcore"));
+    bundle.delete_force().ok();
+    umount(&source).unwrap();
+    bundle.assert_nothing_left();
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use serde_json::{Value, json};
 
 use crate::support::{Bundle, Verb, eventually, namespace, process_args, runtime, sh};
@@ -386,6 +388,22 @@ fn run_gives_128_and_the_signal_that_ended_the_program() {
         assert_eq!(outcome.code(), code, "{signal}: {outcome}");
         bundle.assert_nothing_left();
     }
+}
+
+#[test]
+fn run_waits_for_a_program_that_is_traced_when_it_ends() {
+    // As CRIU does at a checkpoint. Such a program is dead, and its parent may not reap it yet.
+    requires!(root);
+    let bundle = Bundle::sh("echo up; sleep 1000");
+    let mut running = bundle.verb(["run", &bundle.id]).spawn();
+    assert!(eventually(|| running.stdout() == "up\n"));
+    let pid = bundle.pid();
+    ptrace::seize(pid, ptrace::Options::empty()).unwrap();
+    kill(pid, Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(running.is_running());
+    waitpid(pid, None).unwrap();
+    assert_eq!(running.wait().code(), 137);
 }
 
 #[test]

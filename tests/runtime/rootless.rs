@@ -83,16 +83,22 @@ impl Rootless {
 
     /// `RUNTIME --root STATE args` as the user.
     fn call(&self, args: &[&str]) -> Outcome {
+        self.call_under(&[], args)
+    }
+
+    /// The same through another program.
+    fn call_under(&self, program: &[&str], args: &[&str]) -> Outcome {
         let call = self.0.verb(args);
         if needs::is_root() {
-            let mut wrapper = vec!["setpriv".to_owned()];
-            wrapper.extend(as_user());
+            let mut wrapper = as_user();
+            wrapper.insert(0, "setpriv".to_owned());
+            wrapper.extend(program.iter().map(|word| (*word).to_owned()));
             call.under(wrapper)
                 .env("XDG_RUNTIME_DIR", &self.0.state_root)
                 .env("USER", "somebody")
                 .run()
         } else {
-            call.run()
+            call.under(program).run()
         }
     }
 
@@ -199,6 +205,27 @@ fn a_user_gets_a_user_namespace_where_the_configuration_names_none() {
     // Maps without their namespace are those of the new one.
     let rootless = Rootless::new(&[], |c| without_namespace(c, "user"));
     assert_eq!(rootless.see()["uid_map"], json!([[0, id(), 1]]));
+}
+
+#[test]
+fn root_of_a_user_namespace_has_containers_in_that_very_namespace() {
+    // So Podman calls for an ordinary user: the namespace is there already, and the bundle has none.
+    requires_user!();
+    requires!(command "unshare");
+    let rootless = Rootless::new(&["create:/dev/shm/x"], |c| {
+        without_namespace(c, "user");
+        let linux = c["linux"].as_object_mut().unwrap();
+        linux.remove("uidMappings");
+        linux.remove("gidMappings");
+    });
+    let id = rootless.0.id.as_str();
+    let in_a_namespace = ["unshare", "--user", "--map-root-user"];
+    let seen = answers(&rootless.call_under(&in_a_namespace, &["run", id]).ok());
+    assert_eq!((&seen["uid"], &seen["pid"]), (&json!(0), &json!(1)));
+    // A namespace of its own below that one would say 0 in the middle.
+    assert_eq!(seen["uid_map"], json!([[0, self::id(), 1]]));
+    assert_eq!(seen.ok("create:/dev/shm/x"), true);
+    rootless.0.assert_nothing_left();
 }
 
 #[test]
