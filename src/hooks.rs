@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,24 +47,37 @@ impl Output {
         let mut output = Self::default();
         for (n, path) in paths.iter().enumerate() {
             let Some(path) = path else { continue };
-            let file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(path)
-                .with_context(|| {
-                    format!(
-                        "annotations.{}: open {}",
-                        Self::ANNOTATIONS[n],
-                        path.display()
-                    )
-                })?;
+            let file = open(path).with_context(|| {
+                format!(
+                    "annotations.{}: open {}",
+                    Self::ANNOTATIONS[n],
+                    path.display()
+                )
+            })?;
             output.0[n] = Some(Arc::new(file.into()));
         }
         Ok(output)
     }
 
     const ANNOTATIONS: [&str; 2] = ["run.oci.hooks.stdout", "run.oci.hooks.stderr"];
+}
+
+/// A file to append to, which is made where it is missing. Neither a link nor a fifo will do: a path that a container can
+/// write may have become either.
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_char_device() {
+        return Err(std::io::Error::other(
+            "neither a regular file nor a character device",
+        ));
+    }
+    Ok(file)
 }
 
 impl Prepared {

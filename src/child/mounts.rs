@@ -92,9 +92,17 @@ pub(super) fn remove(given: &mut Given, root: &OwnedFd) {
     }
 }
 
-/// Where something is mounted, as the kernel names the place.
+/// Where something is mounted, as the kernel names the place. Through a link it could be another mount than the one that
+/// is meant, such as one that masks.
 fn mounted_at(given: &Given, root: BorrowedFd, op: &MountOp) -> Result<PathBuf, Refused> {
-    let target = open_in_root(root, &op.untrusted_target, OFlag::O_PATH).map_err(plain)?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let target = open_no_links(root, &op.untrusted_target, flags).map_err(|errno| match errno {
+        Errno::ELOOP => (
+            errno,
+            "a link leads there: name the place itself".to_owned(),
+        ),
+        _ => plain(errno),
+    })?;
     if !mount::is_mounted(target.as_fd()).map_err(plain)? {
         return Err((Errno::EINVAL, "nothing is mounted there".to_owned()));
     }

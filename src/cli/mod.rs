@@ -33,7 +33,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, Command};
 use nix::unistd::Uid;
 
@@ -494,12 +494,38 @@ fn parse(command: &mut Command, args: Vec<OsString>) -> Result<Parsed> {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => {
             Ok(Parsed::Help(error.render().to_string()))
         }
-        Err(error) => Err(usage_error(error)),
+        Err(error) => {
+            let error = usage_error(error);
+            print(&format!(
+                "Incorrect Usage: {error}\n\n{}",
+                command.render_help()
+            ))?;
+            Err(error)
+        }
     }
 }
 
-/// clap's first line, without its heading: the rest is a usage text that does not belong on one line.
+/// What is wrong in one line, in runc's words where it has its own; else clap's first line, without its heading.
 fn usage_error(error: clap::Error) -> anyhow::Error {
+    let word = |kind| match error.get(kind) {
+        Some(ContextValue::String(word)) => Some(word.as_str()),
+        _ => None,
+    };
+    let flag = word(ContextKind::InvalidArg).unwrap_or_default();
+    let flag = flag
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches('-');
+    match (error.kind(), word(ContextKind::InvalidValue)) {
+        (ErrorKind::UnknownArgument, _) if !flag.is_empty() => {
+            return anyhow!("flag provided but not defined: -{flag}");
+        }
+        (ErrorKind::ValueValidation, Some(value)) if !flag.is_empty() => {
+            return anyhow!("invalid value {value:?} for flag -{flag}: parse error");
+        }
+        _ => {}
+    }
     let text = error.render().to_string();
     let first = text.lines().next().unwrap_or_default();
     anyhow!(
@@ -567,6 +593,15 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
         let flag = long.or_else(|| command.get_arguments().find(is_short));
         let is_switch = flag.is_some_and(|flag| !flag.get_action().takes_values());
         let takes_next = value.is_none() && flag.is_some() && !is_switch;
+        // COMPAT: an empty path is one that was not given.
+        if flag.is_some_and(is_path) {
+            let mut given = args.clone();
+            let next = takes_next.then(|| given.next()).flatten();
+            if value == Some("") || next.is_some_and(|next| next.is_empty()) {
+                args = given;
+                continue;
+            }
+        }
         let dashes = match long {
             Some(_) => "--",
             None => &text[..1],
@@ -588,6 +623,10 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
     }
     rewritten.extend(args);
     rewritten
+}
+
+fn is_path(flag: &clap::Arg) -> bool {
+    flag.get_value_parser().type_id() == clap::builder::ValueParser::path_buf().type_id()
 }
 
 /// The words that Go takes for a truth value (strconv.ParseBool).
@@ -617,6 +656,7 @@ mod tests {
             ("--detach -b x --detach=false id", "-b x id"),
             ("--detach=perhaps id", "--detach=perhaps id"),
             ("--bundle=true id", "--bundle=true id"),
+            ("--pid-file= --bundle  -d id", "-d id"),
         ] {
             let args = given.split(' ').map(OsString::from).collect();
             let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();

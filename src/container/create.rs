@@ -207,8 +207,7 @@ impl<'a> Draft<'a> {
             rootless,
         )?;
         let connect = |path: &PathBuf, what: &str| {
-            UnixStream::connect(path)
-                .with_context(|| format!("connect to {what} {}", path.display()))
+            fd::connect(path).with_context(|| format!("connect to {what} {}", path.display()))
         };
         let pidfd_sockets = [&options.pidfd_socket, &plan.extensions.pidfd_receiver];
         Ok(Self {

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
@@ -94,7 +94,7 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
         true => None,
         false => Some(foreground::block_signals()?),
     };
-    let mut launched = draft.make()?;
+    let mut launched = draft.make().map_err(|error| draft.explain(error))?;
     start(&launched)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, launched.pid())?;
@@ -175,7 +175,8 @@ impl<'a> Draft<'a> {
             root: record.rootfs.clone(),
             ..Options::default()
         };
-        let differing = differing(record.init_process_pid)?;
+        let differing =
+            differing(record.init_process_pid).map_err(|error| ended(&record, error))?;
         let plan = Plan::join(&bundle.spec, &wanted, &differing, &Host::probe()?)?;
         for warning in bundle.warnings.iter().chain(&plan.warnings) {
             report::warn(format_args!("{warning}"));
@@ -185,7 +186,7 @@ impl<'a> Draft<'a> {
         let connect = |path: &Option<PathBuf>, what: &str| {
             path.as_deref()
                 .map(|path| {
-                    UnixStream::connect(path)
+                    fd::connect(path)
                         .with_context(|| format!("connect to {what} {}", path.display()))
                 })
                 .transpose()
@@ -285,6 +286,10 @@ impl<'a> Draft<'a> {
         Ok(cgroups)
     }
 
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        ended(&self.record, error)
+    }
+
     /// The container's state as the agent of its seccomp filter gets it: the pid is the init's.
     fn state(&self) -> Vec<u8> {
         let annotations: BTreeMap<String, String> = self.record.annotations.clone();
@@ -298,6 +303,15 @@ impl<'a> Draft<'a> {
         };
         // A path that is no text is the one failure, and the bundle's was refused when the record was written.
         hooks::state_json(&state).unwrap_or_default()
+    }
+}
+
+/// The error, unless the container has ended meanwhile, which is the reason then for whatever was not found.
+fn ended(record: &Record, error: anyhow::Error) -> anyhow::Error {
+    match record.init() {
+        Some(_) => error,
+        // COMPAT: runc's words; those of the kernel would be taken for the program's absence.
+        None => anyhow!("cannot exec in a stopped container"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! A command that stays with its payload: signals passed on, the terminal copied, orphans reaped, the exit code.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -55,7 +56,7 @@ pub(crate) fn wait(
     pidfd: OwnedFd,
     console: Option<OwnedFd>,
     signals: &Signals,
-    relay: Option<&Relay>,
+    mut relay: Option<&Relay>,
 ) -> Result<u8> {
     let mut console = console.map(Console::new).transpose()?;
     let mut dead = false;
@@ -100,11 +101,16 @@ pub(crate) fn wait(
                 console.copy(stream);
             }
         }
-        if let Some(relay) = relay
-            && let Err(error) = relay.pass_on(Pid::this().as_raw())
-        {
-            // The payload runs, whoever hears of it.
-            crate::report::warn(format_args!("{error:#}"));
+        if let Some(listening) = relay {
+            match listening.pass_on(Pid::this().as_raw()) {
+                Ok(None) => {}
+                Ok(Some(_)) => relay = None,
+                Err(error) => {
+                    // The payload runs, whoever hears of it.
+                    crate::report::warn(format_args!("{}", crate::report::sentence(&error)));
+                    relay = None;
+                }
+            }
         }
     }
 }
@@ -158,6 +164,9 @@ struct Console {
 
 /// Without output for this long after the payload's end, in milliseconds, nothing more is expected.
 const QUIET_MS: u8 = 200;
+/// And after this long what others still write is no business of ours.
+const DRAINED: Duration = Duration::from_millis(DRAINED_MS as u64);
+const DRAINED_MS: u16 = 2000;
 /// How much is read at once, and the most that a write may find no room for. A pipe that polls writable takes a page.
 const CHUNK: usize = 4096;
 
@@ -255,10 +264,13 @@ impl Console {
     /// After the payload's death: what it wrote last. Ends when the pty does, or, where others hold it open, after a pause
     /// without output (the kernel hands the last bytes over from a work queue).
     fn drain(&mut self) {
-        while self.output {
+        // Others that hold it may write on for ever.
+        let end = Instant::now() + DRAINED;
+        while self.output && Instant::now() < end {
             while !self.to_us.is_empty() {
                 let mut fds = [PollFd::new(standard(1), PollFlags::POLLOUT)];
-                match poll(&mut fds, PollTimeout::NONE) {
+                match poll(&mut fds, DRAINED_MS) {
+                    Ok(0) => return,
                     Ok(_) => self.write_out(),
                     Err(Errno::EINTR) => {}
                     Err(_) => return,

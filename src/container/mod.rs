@@ -364,7 +364,11 @@ fn run_hooks(
     })?;
     let mut errors = Vec::new();
     let named = |name: &str| record.annotations.get(name);
-    let output = Output::open(&hook_output(named, &record.bundle))?;
+    let output = Output::open(&hook_output(named, &record.bundle)).unwrap_or_else(|error| {
+        // The hooks matter more than where their words go.
+        report::warn(format_args!("{}", report::sentence(&error)));
+        Output::default()
+    });
     for hook in Prepared::list(kind, hooks, &[], &output)? {
         report::debug!("run a {kind} hook");
         if let Err(failure) = hook.run(&state) {

@@ -13,11 +13,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::pipe2;
 use oci_spec::runtime::{MountBuilder, Spec};
 
@@ -30,6 +32,8 @@ const DIRECTORY: &str = "notify";
 const SOCKET: &str = "notify.sock";
 /// Where the container sees the directory.
 const INSIDE: &str = "/run/notify";
+/// How long the manager's socket may be full.
+const WRITTEN: Duration = Duration::from_secs(5);
 /// How long the manager has to take what it was told, in milliseconds.
 const TAKEN_MS: u16 = 30_000;
 
@@ -105,10 +109,11 @@ impl Relay {
         }))
     }
 
-    /// Wait until the payload is ready or dead, and tell the manager the former; the payload is its main process then.
+    /// Wait until the payload is ready or dead, and tell the manager the former; the payload is its main process then. One
+    /// that cannot be told is a warning: the payload runs, whoever hears of it.
     ///
     /// # Errors
-    /// The manager cannot be told.
+    /// It cannot be waited for.
     pub(crate) fn wait(&self, pid: i32, payload: BorrowedFd) -> Result<()> {
         loop {
             let mut fds = [
@@ -120,7 +125,12 @@ impl Relay {
                 other => other.context("wait for the payload's readiness")?,
             };
             // ORDER: the payload may have spoken before it ended.
-            if let Some(taken) = self.pass_on(pid)? {
+            let passed = self.pass_on(pid).unwrap_or_else(|error| {
+                report::warn(format_args!("{}", report::sentence(&error)));
+                Some(None)
+            });
+            if let Some(taken) = passed {
+                let Some(taken) = taken else { return Ok(()) };
                 let mut fds = [PollFd::new(taken.as_fd(), PollFlags::POLLIN)];
                 // COMPAT: a manager that does not know barriers is given its time, and no more comes of it.
                 return match poll(&mut fds, TAKEN_MS) {
@@ -140,30 +150,32 @@ impl Relay {
         }
     }
 
-    /// Pass on what has come from the container so far, and that `pid` is the main process. Once it was ready: what ends
-    /// when the manager has taken it.
+    /// Look at one message from the container. Where it says that the payload is ready, tell the manager that and that
+    /// `pid` is the main process, and return what ends when it has taken that. There is nothing to pass on afterwards.
     ///
     /// # Errors
     /// The manager cannot be told.
-    pub(crate) fn pass_on(&self, pid: i32) -> Result<Option<OwnedFd>> {
+    pub(crate) fn pass_on(&self, pid: i32) -> Result<Option<Option<OwnedFd>>> {
         let mut buffer = [0; 4096];
-        let mut taken = None;
-        loop {
-            let datagram = match self.container.recv(&mut buffer) {
-                Ok(length) => &buffer[..length],
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(taken),
-                Err(error) => return Err(error).context("read the container's NOTIFY_SOCKET"),
-            };
-            // COMPAT: runc looks at the first line alone.
-            let line = datagram
-                .split(|&byte| byte == b'\n')
-                .next()
-                .unwrap_or_default();
-            if line.starts_with(b"READY=") {
-                taken = Some(self.tell(line, pid).context("write to NOTIFY_SOCKET")?);
+        let datagram = match self.container.recv(&mut buffer) {
+            Ok(length) => &buffer[..length],
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) =>
+            {
+                return Ok(None);
             }
+            Err(error) => return Err(error).context("read the container's NOTIFY_SOCKET"),
+        };
+        // COMPAT: runc looks at the first line alone.
+        let line = datagram
+            .split(|&byte| byte == b'\n')
+            .next()
+            .unwrap_or_default();
+        if !line.starts_with(b"READY=") {
+            return Ok(None);
         }
+        let taken = self.tell(line, pid).context("write to NOTIFY_SOCKET")?;
+        Ok(Some(Some(taken)))
     }
 
     fn tell(&self, line: &[u8], pid: i32) -> nix::Result<OwnedFd> {
@@ -190,6 +202,8 @@ fn connect(name: &OsString) -> std::io::Result<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
+    // One that does not read must not hold us up.
+    socket.set_write_timeout(Some(WRITTEN))?;
     Ok(socket)
 }
 
@@ -197,8 +211,16 @@ fn listen(state: &Dir) -> std::io::Result<UnixDatagram> {
     // By descriptor: a socket's name is at most 107 bytes long. bind(2) follows no link in the last component.
     let directory = fs::File::open(state.path().join(DIRECTORY))?;
     let path = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
-    let socket = UnixDatagram::bind(&path)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
+    // What an earlier start that was killed has left.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // By the mask and not afterwards: a name could be another file's by then.
+    let mask = umask(Mode::empty());
+    let bound = UnixDatagram::bind(&path);
+    umask(mask);
+    let socket = bound?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

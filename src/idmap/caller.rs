@@ -78,7 +78,8 @@ fn subordinate(text: &str, name: &str, uid: u32) -> Vec<(u32, u32)> {
     ranges
 }
 
-/// Id 0 is `caller`; the ranges follow without a gap from 1 on.
+/// Id 0 is `caller`; the ranges follow without a gap from 1 on. One that overlaps an earlier one is left out, since the
+/// kernel takes no id twice.
 fn map(caller: u32, ranges: &[(u32, u32)]) -> Vec<Range> {
     let mut map = vec![Range {
         container: 0,
@@ -87,6 +88,13 @@ fn map(caller: u32, ranges: &[(u32, u32)]) -> Vec<Range> {
     }];
     let mut next = 1_u32;
     for (start, count) in ranges {
+        let taken = |range: &Range| {
+            let (end, own) = (u64::from(start + count), u64::from(range.host));
+            own < end && u64::from(*start) < own + u64::from(range.length)
+        };
+        if map.iter().any(taken) {
+            continue;
+        }
         let Some(after) = next.checked_add(*count) else {
             break;
         };
@@ -143,6 +151,14 @@ mod tests {
             lines(&map(1000, &[(100_000, 65_536), (5, 3)])),
             [(0, 1000, 1), (1, 100_000, 65_536), (65_537, 5, 3)]
         );
-        assert_eq!(lines(&map(7, &[(1, u32::MAX)])), [(0, 7, 1)]);
+        assert_eq!(
+            lines(&map(7, &[(8, u32::MAX - 8)])),
+            [(0, 7, 1), (1, 8, u32::MAX - 8)]
+        );
+        let overlapping = [(100, 10), (5, 3), (105, 10), (200, 1)];
+        assert_eq!(
+            lines(&map(7, &overlapping)),
+            [(0, 7, 1), (1, 100, 10), (11, 200, 1)]
+        );
     }
 }

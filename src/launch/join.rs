@@ -13,7 +13,7 @@ use super::{
 };
 use crate::cgroup::{Cgroup, Resctrl, Traces, Unit};
 use crate::child::{self, Given};
-use crate::handshake::{self, Heard};
+use crate::handshake::{self, Failure, Heard, Step};
 use crate::plan::Plan;
 use crate::plan::seccomp::Filter;
 use crate::report::debug;
@@ -183,6 +183,12 @@ fn converse(plan: &Plan, state: &dyn Fn() -> Vec<u8>, launched: &mut Launched) -
             Heard::Ready(Some(listener)) => {
                 return notify::hand_over(plan.agent.as_ref(), &state(), launched, listener);
             }
+            // KERNEL: an init that is ending has no namespaces any more, before it counts as dead.
+            Heard::Failed(Failure {
+                step: Step::JoinNamespace,
+                errno: Errno::ESRCH,
+                ..
+            }) => bail!("cannot exec in a stopped container"),
             Heard::Failed(failure) => return Err(explain(plan, &failure)),
             Heard::End => bail!(
                 "unable to start container process: it died while it was set up (has the container ended?)"

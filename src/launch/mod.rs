@@ -26,7 +26,7 @@ use nix::sched::setns;
 use nix::sys::stat::{Mode, fstat, stat};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, Uid};
-use oci_spec::runtime::{Hook, LinuxNamespaceType as Kind, LinuxSeccomp};
+use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Kind, LinuxSeccomp};
 
 use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Place, Resctrl};
 use crate::child::{self, Given};
@@ -193,7 +193,10 @@ pub(crate) fn prepare(
     network::look(&plan.net_devices)?;
     let control = &plan.control;
     let rules = control.resources.devices().as_deref().unwrap_or_default();
-    let output = Output::open(&plan.hook_output)?;
+    let output = match plan.hooks == Hooks::default() {
+        true => Output::default(),
+        false => Output::open(&plan.hook_output)?,
+    };
     let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
         let hooks = hooks.as_deref().unwrap_or_default();
         Prepared::list(kind, hooks, env, &output)

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::Launched;
 use crate::plan::seccomp::Agent;
 use crate::sys::{fd, pidfd};
+
+/// How long the agent's socket may be full.
+const WRITTEN: Duration = Duration::from_secs(5);
 
 /// Take the listener with this number from the waiting process and send it to `agent`, with the container process state,
 /// of which `state` is the container's part.
@@ -44,7 +47,11 @@ pub(super) fn hand_over(
             agent.path.display()
         )
     };
-    let mut stream = UnixStream::connect(&agent.path).with_context(context)?;
+    let mut stream = fd::connect(&agent.path).with_context(context)?;
+    // One that does not read must not hold us up.
+    stream
+        .set_write_timeout(Some(WRITTEN))
+        .with_context(context)?;
     // The descriptor travels with the first byte; a stream may take the rest in pieces.
     let (first, rest) = message.as_bytes().split_at(1);
     let number = std::os::fd::AsRawFd::as_raw_fd(&listener);

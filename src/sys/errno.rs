@@ -10,6 +10,7 @@ pub(crate) struct Words(pub(crate) Errno);
 /// As strerror(3) has it: some of nix's words are about other things than ours.
 fn described(errno: Errno) -> &'static str {
     match errno {
+        Errno::EAGAIN => "resource temporarily unavailable",
         Errno::ELOOP => "too many levels of symbolic links",
         Errno::EOPNOTSUPP => "operation not supported",
         Errno::ERANGE => "numerical result out of range",

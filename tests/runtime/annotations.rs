@@ -97,6 +97,39 @@ fn hooks_write_into_the_files_that_are_named_for_them() {
     refused(&bundle, "annotations.run.oci.hooks.stdout: open ");
 }
 
+#[test]
+fn output_of_hooks_goes_neither_through_a_link_nor_into_a_fifo() {
+    requires!(root);
+    differs!("runc", "knows nothing of it");
+    differs!("crun", "follows links");
+    let bundle = Bundle::sleeping();
+    let precious = bundle.beside("precious");
+    let mark = bundle.beside("mark");
+    fs::write(&precious, "").unwrap();
+    bundle.edit(|c| {
+        annotate(c, "hooks.stdout", "log");
+        let script = format!("cat >/dev/null; echo x; echo done >{}", mark.display());
+        c["hooks"]["poststop"] = hook(&script);
+    });
+    let log = bundle.path.join("log");
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    refused(&bundle, "annotations.run.oci.hooks.stdout: open ");
+    fs::remove_file(&log).unwrap();
+    bundle.up();
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(&precious, &log).unwrap();
+    let outcome = bundle.delete_force().ok();
+    assert!(
+        outcome
+            .stderr
+            .contains("annotations.run.oci.hooks.stdout: open "),
+        "{outcome}"
+    );
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "");
+    assert_eq!(fs::read_to_string(&mark).unwrap(), "done\n");
+    bundle.assert_nothing_left();
+}
+
 /// One instruction: return this value.
 fn returning(value: u32) -> String {
     let mut bytes = [6, 0, 0, 0, 0, 0, 0, 0];

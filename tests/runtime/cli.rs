@@ -84,6 +84,51 @@ fn unknown_option_is_refused() {
 }
 
 #[test]
+fn wrong_usage_is_said_in_runcs_words_with_the_help_on_stdout() {
+    differs!("crun", "other words");
+    for (args, words) in [
+        (
+            &["create", "--bogus", "x"][..],
+            "flag provided but not defined: -bogus",
+        ),
+        (
+            &["--bogus", "list"],
+            "flag provided but not defined: -bogus",
+        ),
+        (
+            &["create", "--preserve-fds", "x", "id"],
+            "invalid value \"x\" for flag -preserve-fds: parse error",
+        ),
+    ] {
+        let outcome = Verb::new(args).run();
+        assert_eq!(outcome.code(), 1, "{outcome}");
+        assert!(
+            outcome.stderr.contains(&words.replace('"', "\\\"")) || outcome.stderr.contains(words),
+            "{outcome}"
+        );
+        assert!(
+            outcome
+                .stdout
+                .starts_with(&format!("Incorrect Usage: {words}\n")),
+            "{outcome}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_path_is_one_that_was_not_given() {
+    requires!(container);
+    differs!("crun", "takes it for a path");
+    let bundle = Bundle::new();
+    bundle
+        .verb(["run", "--pid-file", "", "--console-socket=", "--bundle"])
+        .arg(&bundle.path)
+        .arg(&bundle.id)
+        .ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn long_flags_work_with_a_single_dash() {
     requires!(container);
     differs!("crun", "getopt takes them for bundled letters");

@@ -288,3 +288,26 @@ fn run_in_a_terminal_shows_all_that_a_short_program_prints() {
     let expected: Vec<_> = (1..=2000).map(|n| n.to_string()).collect();
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn a_socket_that_nobody_accepts_at_is_an_error_and_not_a_wait() {
+    requires!(root);
+    differs!("crun", "waits");
+    for option in ["--console-socket", "--pidfd-socket"] {
+        let bundle =
+            Bundle::with(|c| c["process"]["terminal"] = json!(option == "--console-socket"));
+        let path = socket_path(&bundle.path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let outcome = bundle
+            .verb(["create", "--bundle"])
+            .arg(&bundle.path)
+            .arg(option)
+            .arg(&path)
+            .arg(&bundle.id)
+            .run();
+        outcome.fails_with("resource temporarily unavailable");
+        bundle.assert_nothing_left();
+    }
+}

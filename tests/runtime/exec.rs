@@ -966,3 +966,48 @@ fn the_command_line_ends_at_the_id() {
         "{nothing}"
     );
 }
+
+#[test]
+fn exec_with_a_terminal_returns_although_somebody_writes_on() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let script =
+        "T=$(tty); (trap '' HUP; while :; do echo x >$T; sleep 0.05; done) & sleep 0.3; exit 3";
+    let exec = bundle.verb(["exec", "--tty", &bundle.id, "sh", "-c", script]);
+    assert_eq!(
+        exec.limit(crate::support::patience(Duration::from_secs(15)))
+            .run()
+            .code(),
+        3
+    );
+    bundle.delete_force().ok();
+}
+
+#[test]
+fn exec_into_a_container_that_ends_meanwhile_says_that_it_has_stopped() {
+    requires!(root);
+    differs!("crun", "other words");
+    differs!("runc", "1.1 says what it found missing");
+    let bundle = Bundle::sleeping();
+    for _ in 0..10 {
+        bundle.up();
+        let execs: Vec<_> = (0..4)
+            .map(|_| bundle.verb(["exec", &bundle.id, "true"]).spawn())
+            .collect();
+        bundle.kill("KILL").ok();
+        for exec in execs {
+            let outcome = exec.wait();
+            match outcome.code() {
+                // Before the end, or killed with the rest.
+                0 | 137 => {}
+                _ => {
+                    assert_eq!(outcome.code(), 255, "{outcome}");
+                    assert!(!outcome.stderr.contains("no such"), "{outcome}");
+                }
+            }
+        }
+        bundle.delete_force().ok();
+    }
+    bundle.assert_nothing_left();
+}

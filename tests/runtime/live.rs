@@ -121,7 +121,10 @@ fn links_of_the_container_lead_nowhere_else() {
     assert!(fs::read_dir(&outside).unwrap().next().is_none());
     let inside = format!("read:{}/m/file", outside.display());
     assert_eq!(ask(&bundle, &[&inside]).text(&inside), "of the host");
-    change(&bundle, "remove", &json!([{ "destination": "/link/m" }])).ok();
+    let place = format!("{}/m", outside.display());
+    change(&bundle, "remove", &json!([{ "destination": "/link/m" }]))
+        .fails_with("a link leads there");
+    change(&bundle, "remove", &json!([{ "destination": place }])).ok();
     assert!(
         !ask(&bundle, &[])
             .targets()
@@ -170,19 +173,24 @@ fn what_cannot_come_later_is_refused() {
     for (mounts, words) in [
         (
             filesystem("proc", "/proc"),
-            "mounts: /proc: proc shows namespaces",
+            "only bind mounts and tmpfs can be added to a running container",
         ),
         (
             filesystem("mqueue", "/m"),
-            "mounts: /m: mqueue shows namespaces",
+            "only bind mounts and tmpfs can be added to a running container",
         ),
         (
             filesystem("cgroup", "/m"),
-            "mounts: /m: cgroup2 shows namespaces",
+            "only bind mounts and tmpfs can be added to a running container",
+        ),
+        // Its source would be looked up in the container.
+        (
+            filesystem("ext4", "/m"),
+            "only bind mounts and tmpfs can be added to a running container",
         ),
         (
             json!([bind("/m", &["bind", "remount"])]),
-            "mounts: /m: a remount is not possible",
+            "only bind mounts and tmpfs can be added to a running container",
         ),
         (
             json!([{ "destination": "/m" }]),
@@ -221,4 +229,40 @@ fn what_cannot_come_later_is_refused() {
     change(&shared, "add", &json!([bind("/m", &["bind"])]))
         .fails_with("mounts: the container has no mount namespace of its own");
     shared.delete_force().ok();
+}
+
+#[test]
+fn a_link_takes_away_no_mask() {
+    live!();
+    let bundle = running(|c| {
+        c["root"]["readonly"] = json!(false);
+        c["linux"]["maskedPaths"] = json!(["/masked"]);
+    });
+    bundle.delete_force().ok();
+    fs::create_dir(bundle.rootfs("masked")).unwrap();
+    bundle.up();
+    change(&bundle, "add", &json!([bind("/a/x", &["bind"])])).ok();
+    let swap = "mv /a /b; mkdir /a; ln -s /masked /a/x";
+    bundle.verb(["exec", &bundle.id, "sh", "-c", swap]).ok();
+    change(&bundle, "remove", &json!([{ "destination": "/a/x" }]))
+        .fails_with("nothing is mounted there");
+    assert!(ask(&bundle, &[]).targets().contains(&"/masked"));
+    bundle.delete_force().ok();
+}
+
+#[test]
+fn a_list_is_removed_with_the_file_that_it_was_added_with() {
+    live!();
+    let bundle = running(|_| {});
+    let tmpfs = |destination: &str| json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs" });
+    let all = json!([
+        tmpfs("/m"),
+        tmpfs("/m/inner"),
+        bind("/m/inner/most", &["bind"])
+    ]);
+    change(&bundle, "add", &all).ok();
+    change(&bundle, "remove", &all).ok();
+    let seen = ask(&bundle, &[]);
+    assert!(!seen.targets().iter().any(|target| target.starts_with("/m")));
+    bundle.delete_force().ok();
 }

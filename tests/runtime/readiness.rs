@@ -216,3 +216,61 @@ fn a_manager_may_have_an_abstract_name_and_one_that_is_gone_is_named() {
     outcome.fails_with(&format!("connect to NOTIFY_SOCKET {}", gone.display()));
     bundle.assert_nothing_left();
 }
+
+#[test]
+fn the_manager_hears_of_it_once_however_often_it_is_said() {
+    requires!(root);
+    differs!("crun", "other names below /run/notify");
+    let bundle = sleeper();
+    let verb = bundle.verb(["run", "--bundle"]).arg(&bundle.path);
+    let (manager, run) = told(&bundle, verb.arg(&bundle.id));
+    await_running(&bundle);
+    say(&bundle, "READY=1");
+    for message in ["READY=1\n", &format!("MAINPID={}", run.pid()), "BARRIER=1"] {
+        assert_eq!(manager.hear(), message);
+    }
+    let socket = PathBuf::from(format!(
+        "/proc/{}/root/run/notify/notify.sock",
+        bundle.pid()
+    ));
+    let client = UnixDatagram::unbound().expect("socket");
+    client.set_nonblocking(true).expect("nonblocking");
+    while client.send_to(b"READY=1", &socket).is_ok() {}
+    bundle.kill("TERM").ok();
+    assert_eq!(run.wait().code(), 3);
+    manager.0.set_nonblocking(true).expect("nonblocking");
+    assert!(manager.0.recv(&mut [0; 16]).is_err(), "more was passed on");
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_manager_that_does_not_listen_any_more_is_a_warning() {
+    requires!(root);
+    differs!("crun", "other names below /run/notify");
+    for gone in [true, false] {
+        let bundle = sleeper();
+        let verb = bundle
+            .verb(["run", "--detach", "--bundle"])
+            .arg(&bundle.path);
+        let (manager, run) = told(&bundle, verb.arg(&bundle.id));
+        await_running(&bundle);
+        if gone {
+            drop(manager);
+        } else {
+            // It is there, and does not read.
+            let client = UnixDatagram::unbound().expect("socket");
+            client.set_nonblocking(true).expect("nonblocking");
+            while client.send_to(b"x", &manager.1).is_ok() {}
+        }
+        say(&bundle, "READY=1");
+        let outcome = run.wait();
+        assert_eq!(outcome.code(), 0, "{outcome}");
+        assert!(
+            outcome.stderr.contains("write to NOTIFY_SOCKET"),
+            "{outcome}"
+        );
+        assert_eq!(bundle.status(), "running");
+        bundle.delete_force().ok();
+        bundle.assert_nothing_left();
+    }
+}
