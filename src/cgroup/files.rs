@@ -345,6 +345,12 @@ fn unified(files: &HashMap<String, String>, limits: &mut Vec<Limit>) -> Result<(
         {
             bail!("unified resource {file:?} must be in the form CONTROLLER.PARAMETER");
         }
+        // These are about processes and not about what they use: a frozen cgroup would never let its first one answer.
+        if let Some("freeze" | "kill" | "procs" | "threads" | "type" | "subtree_control") =
+            file.strip_prefix("cgroup.")
+        {
+            bail!("unified resource {file:?} is no limit");
+        }
         // Files with one entry per device take one of them per write.
         for line in value.lines().filter(|line| !line.is_empty()) {
             limits.push(Limit::new(file.clone(), line).with(Need::Unified));
@@ -686,6 +692,21 @@ mod tests {
                 &format!("unified resource {key:?} must be in the form CONTROLLER.PARAMETER"),
             );
         }
+    }
+
+    #[test]
+    fn unified_takes_only_limits() {
+        for key in [
+            "cgroup.freeze",
+            "cgroup.kill",
+            "cgroup.procs",
+            "cgroup.subtree_control",
+        ] {
+            let words = format!("unified resource {key:?} is no limit");
+            assert_refused(json!({"unified": {key: "1"}}), &words);
+        }
+        let files = pairs(json!({"unified": {"cgroup.max.depth": "3"}}));
+        assert_eq!(files, [("cgroup.max.depth".to_owned(), "3".to_owned())]);
     }
 
     #[test]

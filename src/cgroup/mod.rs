@@ -23,6 +23,7 @@ mod update;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,10 @@ pub(crate) use update::update_nothing;
 /// How long the kernel may take to freeze a cgroup, or its processes to leave it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The attribute that names the owner. The cgroup file system has kept user attributes since Linux 5.7.
-const OWNER: &std::ffi::CStr = c"user.pelagos";
+// A container that may write its cgroup could change a user's attribute; this one takes CAP_SYS_ADMIN on the host.
+const OWNER: &std::ffi::CStr = c"trusted.pelagos";
+/// The same of who has no right to that one.
+const USERS_OWNER: &std::ffi::CStr = c"user.pelagos";
 /// The pause where the kernel announces nothing: a directory that looks empty and still cannot be removed.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -225,8 +229,14 @@ impl Cgroup {
             Err(Errno::EEXIST) => false,
             Err(errno) => return Err(refusal(path, errno)),
         };
-        let dir = match open_listable(&parent, name) {
+        let dir = match open_listable(&parent, name).and_then(only_ours) {
             Ok(dir) => dir,
+            Err(Errno::EWOULDBLOCK) => {
+                bail!(
+                    "container's cgroup {} is in use: another container is being made in it",
+                    path.display()
+                )
+            }
             Err(errno) => {
                 if fresh {
                     remove_dir(&parent, name).ok();
@@ -335,13 +345,15 @@ impl Cgroup {
 
     /// Write on the cgroup whose it is. A path may be used by another container after this one has ended.
     pub(crate) fn claim(&self, owner: &str) {
+        let mark = |name| fd::set_attribute(self.dir.as_fd(), name, owner.as_bytes());
         // A kernel that keeps no such attribute leaves the cgroup unmarked, which is not to be taken for foreign.
-        fd::set_attribute(self.dir.as_fd(), OWNER, owner.as_bytes()).ok();
+        mark(OWNER).or_else(|_| mark(USERS_OWNER)).ok();
     }
 
     /// Whose it is, when that is written on it.
     pub(crate) fn owner(&self) -> Option<Vec<u8>> {
-        fd::attribute(self.dir.as_fd(), OWNER).ok()
+        let mark = |name| fd::attribute(self.dir.as_fd(), name);
+        mark(OWNER).or_else(|_| mark(USERS_OWNER)).ok()
     }
 
     /// Remove the directory if nothing is in it.
@@ -525,7 +537,7 @@ impl Cgroup {
             .and_then(|()| {
                 let deadline = Instant::now() + PATIENCE;
                 match self
-                    .wait_for(|events| events.frozen, deadline)
+                    .wait_for(|events| events.frozen || !events.populated, deadline)
                     .with_context(|| self.says("freeze"))?
                 {
                     true => Ok(()),
@@ -560,6 +572,16 @@ impl Cgroup {
         // The kernel writes a pid that we cannot see as 0, which to kill(2) would mean our own process group.
         let visible = self.members()?.into_iter().filter(|&pid| pid != 0);
         Ok(visible.map(Pid::from_raw).collect())
+    }
+
+    /// Whether a process is in the cgroup or in one below it.
+    pub(crate) fn is_populated(&self) -> Result<bool> {
+        match Events::read(&self.dir) {
+            Err(errno) if is_gone(errno) => Ok(false),
+            other => other
+                .map(|events| events.populated)
+                .with_context(|| self.says("read cgroup.events of")),
+        }
     }
 
     fn members(&self) -> Result<Vec<i32>> {
@@ -900,6 +922,16 @@ fn refusal(path: &Path, errno: Errno) -> anyhow::Error {
 }
 
 /// Whether an error says that the cgroup has been removed: its files are gone, or dead where they are open.
+/// Lock a cgroup in which a container is to be made, for as long as it is: until then nothing in it tells of that.
+fn only_ours(dir: OwnedFd) -> nix::Result<OwnedFd> {
+    let dir = File::from(dir);
+    match dir.try_lock() {
+        Ok(()) => Ok(dir.into()),
+        Err(TryLockError::WouldBlock) => Err(Errno::EWOULDBLOCK),
+        Err(TryLockError::Error(error)) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+    }
+}
+
 fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENODEV)
 }

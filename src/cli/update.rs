@@ -239,7 +239,7 @@ fn bytes(text: &str) -> Result<i64> {
     let size = number * (1u64 << (10 * shift)) as f64;
     #[expect(clippy::cast_possible_truncation, reason = "compared first")]
     match size {
-        size if size < 9.2e18 => Ok(size as i64),
+        size if size < 9_223_372_036_854_775_808.0 => Ok(size as i64),
         _ => bail!("invalid size: '{text}'"),
     }
 }

@@ -395,7 +395,13 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
     {
         // COMPAT: also when the init is gone and others are left, which is how an engine ends them.
         report::debug!("kill {id}: every process in its cgroup");
-        return cgroup.kill();
+        let killed = cgroup.kill();
+        // One that has left the cgroup, too.
+        if let Some(init) = &init {
+            pidfd::send_signal(init, signal).ok();
+        }
+        // COMPAT: a killed container is not paused any more. Its status would be read from the freezer.
+        return killed.and(cgroup.thaw());
     }
     let init = init.ok_or(Fault::NotRunning)?;
     report::debug!(
@@ -410,7 +416,6 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
         && record.is_frozen()
         && let Some(cgroup) = open_cgroup(record)?
     {
-        // COMPAT: a killed container is not paused any more. Its status would be read from the freezer.
         cgroup.thaw()?;
     }
     Ok(())
@@ -423,18 +428,24 @@ pub(crate) fn kill_all(root: &Path, id: &Id, signal: i32) -> Result<()> {
     let Some(cgroup) = open_cgroup(container.record())? else {
         return kill(root, id, signal);
     };
-    let processes = cgroup.processes()?;
-    if processes.is_empty() {
+    let init = container.record().init();
+    if init.is_none() && !cgroup.is_populated()? {
         bail!(Fault::NotRunning);
     }
     report::debug!("kill {id}: signal {signal} to every process in its cgroup");
     if signal == nix::libc::SIGKILL {
-        cgroup.kill()?;
+        let killed = cgroup.kill();
+        if let Some(init) = &init {
+            pidfd::send_signal(init, signal).ok();
+        }
         // COMPAT: as above.
-        return match container.record().is_frozen() {
-            true => cgroup.thaw(),
-            false => Ok(()),
-        };
+        return killed.and(cgroup.thaw());
+    }
+    let mut processes = cgroup.processes()?;
+    // One that has left the cgroup, too.
+    let first = Pid::from_raw(container.record().init_process_pid);
+    if init.is_some() && !processes.contains(&first) {
+        processes.push(first);
     }
     for pid in processes {
         let sent = pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, signal));
@@ -477,7 +488,14 @@ pub(crate) fn pause(root: &Path, id: &Id) -> Result<()> {
     let record = locked.record()?.ok_or(Fault::NotFound)?;
     able(locked.status(&record))?;
     report::debug!("pause {id}");
-    open_cgroup(&record)?.ok_or(Fault::NoCgroup)?.freeze()
+    let cgroup = open_cgroup(&record)?.ok_or(Fault::NoCgroup)?;
+    cgroup.freeze()?;
+    if record.init().is_none() {
+        // It was killed meanwhile, and is not to count as paused.
+        cgroup.thaw()?;
+        bail!(Fault::NotRunning);
+    }
+    Ok(())
 }
 
 /// Lets the processes of a paused container go on. Errors: [`Fault::NotPaused`].
@@ -706,7 +724,7 @@ fn open_cgroup(record: &Record) -> Result<Option<Cgroup>> {
         return Ok(None);
     };
     match cgroup.owner() {
-        Some(owner) if owner != record.mark().as_bytes() => Ok(None),
+        Some(owner) if owner != record.mark().as_bytes() && !holds_init(path, record) => Ok(None),
         None if record.init_process_pid == 0 => {
             // A create that was killed before it wrote its mark had put no process there.
             cgroup.remove_if_empty();
@@ -714,6 +732,12 @@ fn open_cgroup(record: &Record) -> Result<Option<Cgroup>> {
         }
         _ => Ok(Some(cgroup)),
     }
+}
+
+/// Whether the container's init is in this cgroup or below: then it is its own, whatever is written on it.
+fn holds_init(path: &Path, record: &Record) -> bool {
+    record.init().is_some()
+        && crate::cgroup::of(record.init_process_pid).is_ok_and(|there| there.starts_with(path))
 }
 
 fn all_well(errors: Vec<anyhow::Error>) -> Result<()> {

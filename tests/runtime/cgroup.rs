@@ -707,3 +707,86 @@ fn what_cgroup_v2_has_no_file_for_is_passed_over() {
     });
     assert_ne!(see(&bundle)["cgroup"], Value::Null);
 }
+
+#[test]
+fn what_a_container_writes_on_its_cgroup_does_not_hide_it() {
+    requires!(root, command "setfattr");
+    differs!("runc", "writes nothing on it");
+    differs!("crun", "writes nothing on it");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let group = bundle.cgroup();
+    let done = std::process::Command::new("setfattr")
+        .args(["-n", "user.pelagos", "-v", "another's"])
+        .arg(&group)
+        .status();
+    assert!(done.expect("setfattr").success());
+    bundle.verb(["pause", &bundle.id]).ok();
+    bundle.verb(["resume", &bundle.id]).ok();
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_container_is_killed_although_its_init_has_left_the_cgroup() {
+    requires!(root);
+    differs!("runc", "1.1 looks into the cgroup alone");
+    differs!("crun", "looks into the cgroup alone");
+    for args in [&["kill"][..], &["kill", "--all"]] {
+        let bundle = Bundle::sleeping();
+        bundle.edit(|c| crate::inside::without_namespace(c, "pid"));
+        bundle.up();
+        let above = bundle.cgroup().join("../cgroup.procs");
+        std::fs::write(above, bundle.pid().to_string()).unwrap();
+        bundle.verb(args).arg(&bundle.id).arg("KILL").ok();
+        bundle.wait_for("stopped");
+        bundle.delete().ok();
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_paused_container_that_is_killed_is_stopped() {
+    requires!(root);
+    for shared in [false, true] {
+        let bundle = Bundle::sleeping();
+        if shared {
+            bundle.edit(|c| crate::inside::without_namespace(c, "pid"));
+        }
+        bundle.up();
+        bundle.verb(["pause", &bundle.id]).ok();
+        bundle.kill("KILL").ok();
+        bundle.wait_for("stopped");
+        bundle.delete().ok();
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn of_two_containers_that_want_one_cgroup_at_once_one_is_made() {
+    requires!(root);
+    differs!("runc", "has no lock");
+    differs!("crun", "has no lock");
+    for _ in 0..5 {
+        let one = Bundle::sleeping();
+        let other = Bundle::sleeping();
+        let path = format!("/{}", one.id);
+        for bundle in [&one, &other] {
+            bundle.edit(|c| c["linux"]["cgroupsPath"] = serde_json::json!(path));
+        }
+        let creates = [&one, &other].map(|bundle| {
+            let verb = bundle.verb(["create", "--bundle"]).arg(&bundle.path);
+            verb.arg(&bundle.id).spawn()
+        });
+        let codes = creates.map(|create| create.wait().code());
+        assert_eq!(
+            codes.iter().filter(|code| **code == 0).count(),
+            1,
+            "{codes:?}"
+        );
+        one.delete_force();
+        other.delete_force();
+        one.assert_nothing_left();
+        other.assert_nothing_left();
+    }
+}

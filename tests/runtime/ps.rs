@@ -9,7 +9,7 @@ use crate::support::{Bundle, eventually, runtime};
 
 /// A container of three processes.
 fn three() -> Bundle {
-    let bundle = Bundle::sh("sleep 1001 & sleep 1002 & touch /tmp/ready; wait");
+    let bundle = Bundle::sh("sleep 1001 & sleep 1002 & : >/tmp/ready; wait");
     bundle.up();
     assert!(eventually(|| bundle.rootfs("tmp/ready").exists()));
     bundle
@@ -57,7 +57,7 @@ fn a_container_whose_group_is_threaded_has_processes_too() {
     requires!(root);
     differs!("crun", "1.8 cannot read a threaded group");
     let parent = Bundle::sleeping();
-    let bundle = Bundle::sh("sleep 1001 & touch /tmp/ready; wait");
+    let bundle = Bundle::sh("sleep 1001 & : >/tmp/ready; wait");
     // A parent that is threaded: only limits that threads can have are possible below.
     let top = parent.cgroup();
     fs::create_dir(&top).unwrap();
