@@ -50,7 +50,7 @@ test-vm: ## integration tests in the test machine, as root and as an unprivilege
 	hack/test-vm
 
 test-engines: ## containerd, Podman and Docker in the test machine, with this runtime (RUNTIME=runc: with another)
-	hack/setup build vm
+	hack/setup build vm engines
 	integration/run
 
 test-runtime-tools: ## the validation suite of runtime-tools in the test machine (SUITE=where it was built; see integration/)
@@ -65,6 +65,7 @@ fuzz: ## the tar reader, image names, manifests, and from config.json to a plan,
 lint: ## rustfmt, clippy, the bare runtime, and where they are installed shellcheck and cargo-deny
 	$(CARGO) fmt --check
 	$(CARGO) fmt --check --manifest-path tests/fuzz/Cargo.toml
+	$(CARGO) fmt --check --manifest-path integration/cri/Cargo.toml
 	$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
 	$(CARGO) clippy $(CARGO_FLAGS) --no-default-features -- -D warnings
 	hack/lint-scripts
