@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -21,7 +22,7 @@ use oci_spec::runtime::{
 use super::create::{check_terminal, inherited_fds, listen_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
-use super::{Container, Id, open_cgroup};
+use super::{Container, Fault, Id, open_cgroup};
 use crate::cgroup::{self, Cgroup, Hierarchy, Resctrl};
 use crate::hooks;
 use crate::launch::{self, Joining, Launched};
@@ -309,9 +310,9 @@ impl<'a> Draft<'a> {
 /// The error, unless the container has ended meanwhile, which is the reason then for whatever was not found.
 fn ended(record: &Record, error: anyhow::Error) -> anyhow::Error {
     match record.init() {
-        Some(_) => error,
+        Some(_) if !error.is::<Fault>() => error,
         // COMPAT: runc's words; those of the kernel would be taken for the program's absence.
-        None => anyhow!("cannot exec in a stopped container"),
+        _ => anyhow!("cannot exec in a stopped container"),
     }
 }
 
@@ -499,11 +500,14 @@ pub(super) fn differing(pid: i32) -> Result<Vec<Kind>> {
         (Kind::Pid, "pid"),
         (Kind::Mount, "mnt"),
     ] {
-        let identity = |process: &str| {
+        let identity = |process: &str| -> Result<(u64, u64)> {
             let path = format!("/proc/{process}/ns/{file}");
-            fs::metadata(&path)
-                .map(|found| (found.dev(), found.ino()))
-                .with_context(|| format!("look at {path}"))
+            match fs::metadata(&path) {
+                Ok(found) => Ok((found.dev(), found.ino())),
+                // KERNEL: a process that is ending has no namespaces any more, before it counts as dead.
+                Err(error) if error.kind() == ErrorKind::NotFound => bail!(Fault::NotRunning),
+                Err(error) => Err(error).with_context(|| format!("look at {path}")),
+            }
         };
         if identity(&pid.to_string())? != identity("self")? {
             differing.push(kind);
