@@ -103,14 +103,23 @@ pub(crate) fn take_away(root: &Path, id: u64) -> Result<()> {
             .with_context(what);
     }
     let table = fs::read_to_string("/proc/self/mountinfo").with_context(what)?;
-    let number = id.to_string();
-    match table
-        .lines()
-        .any(|line| line.split(' ').next() == Some(&number))
-    {
+    let (number, place) = (id.to_string(), escaped(root));
+    // KERNEL: the number of a mount that is gone is given to another one, which lies elsewhere.
+    let is_there = |line: &str| {
+        let mut fields = line.split(' ');
+        fields.next() == Some(&number) && fields.nth(3) == Some(&place)
+    };
+    match table.lines().any(is_there) {
         true => Err(anyhow!("another mount lies on it")).with_context(what),
         false => Ok(()),
     }
+}
+
+/// A path as mount tables write it (proc_pid_mountinfo(5)).
+fn escaped(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('\\', "\\134");
+    let text = text.replace(' ', "\\040").replace('\t', "\\011");
+    text.replace('\n', "\\012")
 }
 
 fn open_path(path: &Path) -> nix::Result<OwnedFd> {
