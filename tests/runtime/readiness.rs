@@ -257,10 +257,17 @@ fn a_manager_that_does_not_listen_any_more_is_a_warning() {
         if gone {
             drop(manager);
         } else {
-            // It is there, and does not read.
-            let client = UnixDatagram::unbound().expect("socket");
-            client.set_nonblocking(true).expect("nonblocking");
-            while client.send_to(b"x", &manager.1).is_ok() {}
+            // It is there, and does not read. A sender can be out of room before the receiver is: then comes another.
+            let mut clients = Vec::new();
+            loop {
+                let client = UnixDatagram::unbound().expect("socket");
+                client.set_nonblocking(true).expect("nonblocking");
+                if client.send_to(b"x", &manager.1).is_err() {
+                    break;
+                }
+                while client.send_to(b"x", &manager.1).is_ok() {}
+                clients.push(client);
+            }
         }
         say(&bundle, "READY=1");
         let outcome = run.wait();
