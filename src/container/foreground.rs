@@ -101,16 +101,9 @@ pub(crate) fn wait(
                 console.copy(stream);
             }
         }
-        if let Some(listening) = relay {
-            match listening.pass_on(Pid::this().as_raw()) {
-                Ok(None) => {}
-                Ok(Some(_)) => relay = None,
-                Err(error) => {
-                    // The payload runs, whoever hears of it.
-                    crate::report::warn(format_args!("{}", crate::report::sentence(&error)));
-                    relay = None;
-                }
-            }
+        // This process is the main one, and stays: nobody has to wait until that is taken.
+        if relay.is_some_and(|relay| relay.pass_on(Pid::this().as_raw()).is_break()) {
+            relay = None;
         }
     }
 }
@@ -164,9 +157,10 @@ struct Console {
 
 /// Without output for this long after the payload's end, in milliseconds, nothing more is expected.
 const QUIET_MS: u8 = 200;
-/// And after this long what others still write is no business of ours.
-const DRAINED: Duration = Duration::from_millis(DRAINED_MS as u64);
-const DRAINED_MS: u16 = 2000;
+/// Several times of what a pty holds (13824 bytes on Linux 6.18): what comes after that much was written by others.
+const HELD: usize = 64 << 10;
+/// So was what is still waited for after all this time.
+const LINGERING: Duration = Duration::from_secs(2);
 /// How much is read at once, and the most that a write may find no room for. A pipe that polls writable takes a page.
 const CHUNK: usize = 4096;
 
@@ -262,24 +256,32 @@ impl Console {
     }
 
     /// After the payload's death: what it wrote last. Ends when the pty does, or, where others hold it open, after a pause
-    /// without output (the kernel hands the last bytes over from a work queue).
+    /// without output (the kernel hands the last bytes over from a work queue), and in any case when no more can be the
+    /// payload's. However slow our reader is, it gets all of that.
     fn drain(&mut self) {
-        // Others that hold it may write on for ever.
-        let end = Instant::now() + DRAINED;
-        while self.output && Instant::now() < end {
-            while !self.to_us.is_empty() {
-                let mut fds = [PollFd::new(standard(1), PollFlags::POLLOUT)];
-                match poll(&mut fds, DRAINED_MS) {
-                    Ok(0) => return,
-                    Ok(_) => self.write_out(),
-                    Err(Errno::EINTR) => {}
-                    Err(_) => return,
-                }
-            }
+        let (mut left, mut patience) = (HELD, LINGERING);
+        self.flush();
+        while self.output && left > 0 && !patience.is_zero() {
+            let begun = Instant::now();
             let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, QUIET_MS) {
                 Ok(0) => return,
                 Ok(_) => self.copy(Stream::Master),
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+            patience = patience.saturating_sub(begun.elapsed());
+            left = left.saturating_sub(self.to_us.len());
+            self.flush();
+        }
+    }
+
+    /// Write out what was read.
+    fn flush(&mut self) {
+        while !self.to_us.is_empty() {
+            let mut fds = [PollFd::new(standard(1), PollFlags::POLLOUT)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => self.write_out(),
                 Err(Errno::EINTR) => {}
                 Err(_) => return,
             }

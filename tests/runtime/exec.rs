@@ -968,6 +968,19 @@ fn the_command_line_ends_at_the_id() {
 }
 
 #[test]
+fn a_reader_that_is_slow_gets_all_that_was_written_to_the_terminal() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    // More than the pipe takes, so that a part is still in the terminal when its writer has ended.
+    let script = "head -c 70000 /dev/zero | tr '\\0' x";
+    let slowly = ["sh", "-c", "\"$@\" | (sleep 4; wc -c)", "sh"];
+    let exec = bundle.verb(["exec", "--tty", &bundle.id, "sh", "-c", script]);
+    assert_eq!(exec.under(slowly).ok().stdout.trim(), "70000");
+    bundle.delete_force().ok();
+}
+
+#[test]
 fn exec_with_a_terminal_returns_although_somebody_writes_on() {
     requires!(root);
     let bundle = Bundle::sleeping();
