@@ -921,17 +921,24 @@ fn refusal(path: &Path, errno: Errno) -> anyhow::Error {
     }
 }
 
-/// Whether an error says that the cgroup has been removed: its files are gone, or dead where they are open.
-/// Lock a cgroup in which a container is to be made, for as long as it is: until then nothing in it tells of that.
+/// Lock a cgroup in which a container is to be made, until it is: before that nothing in it tells of the container. Another
+/// one that is made there now is waited for; then there is a process in it, or there is not.
 fn only_ours(dir: OwnedFd) -> nix::Result<OwnedFd> {
     let dir = File::from(dir);
-    match dir.try_lock() {
-        Ok(()) => Ok(dir.into()),
-        Err(TryLockError::WouldBlock) => Err(Errno::EWOULDBLOCK),
-        Err(TryLockError::Error(error)) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(0))),
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match dir.try_lock() {
+            Ok(()) => return Ok(dir.into()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(Errno::EWOULDBLOCK),
+            Err(TryLockError::Error(error)) => {
+                return Err(Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+            }
+        }
     }
 }
 
+/// Whether an error says that the cgroup has been removed: its files are gone, or dead where they are open.
 fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENOENT | Errno::ENODEV)
 }
