@@ -36,8 +36,7 @@ use crate::hooks::Prepared;
 use crate::plan::Plan;
 use crate::plan::seccomp::Filter;
 use crate::sys::fd::close_foreign;
-use crate::sys::process::CloneFlags;
-use crate::sys::process::exit_now;
+use crate::sys::process::{CloneFlags, exit_now};
 
 /// What the child is given besides the plan: all that the parent opened or made for it.
 pub(crate) struct Given<'a> {
@@ -77,6 +76,42 @@ pub(crate) struct Given<'a> {
     pub(crate) filter: Option<Filter>,
     /// The fifos of the start protocol: the word to start, and the answer. Without them the handshake's socket is both.
     pub(crate) fifos: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl<'a> Given<'a> {
+    /// What a child that goes into a running container is given: the pidfd of its init, and its root, where that is not the
+    /// root of its mount namespace.
+    pub(crate) fn into_container(
+        plan: &'a Plan,
+        talk: ChildEnd,
+        parents_own: Vec<RawFd>,
+        (init, root): (Option<OwnedFd>, Option<OwnedFd>),
+        host_proc: OwnedFd,
+    ) -> Self {
+        Self {
+            plan,
+            parents_own,
+            talk,
+            wait_mapped: false,
+            unshare: 0,
+            joins: init.into_iter().collect(),
+            pid_namespace: None,
+            host_proc: Some(host_proc),
+            root_tree: root,
+            trees: Vec::new(),
+            root_name: PathBuf::new(),
+            kernel_trees: Vec::new(),
+            late: Vec::new(),
+            hierarchy: PathBuf::new(),
+            cgroup: PathBuf::new(),
+            stop_when_rooted: false,
+            create_container: Vec::new(),
+            start_container: Vec::new(),
+            state: &|_, _| Vec::new(),
+            filter: None,
+            fifos: None,
+        }
+    }
 }
 
 impl Given<'_> {

@@ -34,14 +34,10 @@ fn plain(errno: Errno) -> Refused {
 /// Build the container's tree below its root, and return a handle on that root.
 pub(super) fn attach(given: &mut Given) -> OwnedFd {
     let root = attach_root(given);
-    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+    know_root(given, &root);
     for index in 0..given.plan.mounts.len() {
-        let tree = given.trees.get_mut(index).and_then(Option::take);
-        let op = &given.plan.mounts[index];
-        match carry_out(given, root.as_fd(), (index, op), tree) {
-            Ok(Some(mounted)) => remember(given, op, mounted),
-            Ok(None) => {}
-            Err(refused) => fail(given, index, refused),
+        if let Err(refused) = make(given, &root, index) {
+            fail(given, index, refused);
         }
     }
     if given.plan.fill_dev {
@@ -50,19 +46,30 @@ pub(super) fn attach(given: &mut Given) -> OwnedFd {
     root
 }
 
+/// Find out by which path the kernel knows the root: what is mounted is judged by where it comes to lie below that.
+fn know_root(given: &mut Given, root: &OwnedFd) {
+    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+}
+
+/// Carry out one of the plan's mounts; where it lies, if there is a new one.
+fn make(given: &mut Given, root: &OwnedFd, index: usize) -> Result<Option<PathBuf>, Refused> {
+    let tree = given.trees.get_mut(index).and_then(Option::take);
+    let op = &given.plan.mounts[index];
+    let Some(mounted) = carry_out(given, root.as_fd(), (index, op), tree)? else {
+        return Ok(None);
+    };
+    let place = mounted.at.clone();
+    remember(given, op, mounted);
+    Ok(Some(place))
+}
+
 /// Mount more in a running container: all of the plan's mounts, or none.
 pub(super) fn add(given: &mut Given, root: &OwnedFd) {
-    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+    know_root(given, root);
     let mut places = Vec::new();
     for index in 0..given.plan.mounts.len() {
-        let tree = given.trees.get_mut(index).and_then(Option::take);
-        let op = &given.plan.mounts[index];
-        match carry_out(given, root.as_fd(), (index, op), tree) {
-            Ok(Some(mounted)) => {
-                places.push(mounted.at.clone());
-                remember(given, op, mounted);
-            }
-            Ok(None) => {}
+        match make(given, root, index) {
+            Ok(place) => places.extend(place),
             Err(refused) => {
                 for place in places.iter().rev() {
                     detach(root.as_fd(), place).ok();
@@ -76,7 +83,7 @@ pub(super) fn add(given: &mut Given, root: &OwnedFd) {
 
 /// Take away what is mounted at the places of the plan's mounts in a running container.
 pub(super) fn remove(given: &mut Given, root: &OwnedFd) {
-    given.root_name = given.check(name(given, root.as_fd()), Step::Root, "name of the root");
+    know_root(given, root);
     let mut places = Vec::new();
     // All of them are looked at before the first one goes.
     for (index, op) in given.plan.mounts.iter().enumerate() {

@@ -593,14 +593,14 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
         let flag = long.or_else(|| command.get_arguments().find(is_short));
         let is_switch = flag.is_some_and(|flag| !flag.get_action().takes_values());
         let takes_next = value.is_none() && flag.is_some() && !is_switch;
+        let next = args.as_slice().first().filter(|_| takes_next);
+        let is_empty = value == Some("") || next.is_some_and(|next| next.is_empty());
         // COMPAT: an empty path is one that was not given.
-        if flag.is_some_and(is_path) {
-            let mut given = args.clone();
-            let next = takes_next.then(|| given.next()).flatten();
-            if value == Some("") || next.is_some_and(|next| next.is_empty()) {
-                args = given;
-                continue;
+        if is_empty && flag.is_some_and(is_path) {
+            if takes_next {
+                args.next();
             }
+            continue;
         }
         let dashes = match long {
             Some(_) => "--",

@@ -142,7 +142,7 @@ pub(super) struct Draft<'a> {
     pub(super) console: Option<UnixStream>,
     pidfd_sockets: Vec<UnixStream>,
     /// Whether the container has a place for its `NOTIFY_SOCKET`.
-    notify: bool,
+    pub(super) notify: bool,
 }
 
 /// A container that waits for the word to start, on record. Dropped, it is undone.
@@ -206,20 +206,13 @@ impl<'a> Draft<'a> {
             bundle.spec.annotations().iter().flatten(),
             rootless,
         )?;
-        let connect = |path: &PathBuf, what: &str| {
-            fd::connect(path).with_context(|| format!("connect to {what} {}", path.display()))
-        };
         let pidfd_sockets = [&options.pidfd_socket, &plan.extensions.pidfd_receiver];
+        let pidfd_sockets = pidfd_sockets.map(|path| connect(path.as_deref(), "pidfd socket"));
         Ok(Self {
-            console: options
-                .console_socket
-                .as_ref()
-                .map(|path| connect(path, "console socket"))
-                .transpose()?,
+            console: connect(options.console_socket.as_deref(), "console socket")?,
             pidfd_sockets: pidfd_sockets
                 .into_iter()
-                .flatten()
-                .map(|path| connect(path, "pidfd socket"))
+                .filter_map(Result::transpose)
                 .collect::<Result<_>>()?,
             annotations: bundle
                 .spec
@@ -264,7 +257,9 @@ impl<'a> Draft<'a> {
         };
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;
-        self.make_notify_directory(dir)?;
+        if self.notify {
+            readiness::make_directory(dir)?;
+        }
         let (fifos, relay) = match word {
             Word::Later => (Some(self.fifos(dir)?), None),
             Word::Now => (None, Relay::open(dir)?),
@@ -284,13 +279,6 @@ impl<'a> Draft<'a> {
             locked: claim.keep(),
             relay,
         })
-    }
-
-    pub(super) fn make_notify_directory(&self, dir: &Locked) -> Result<()> {
-        match self.notify {
-            true => readiness::make_directory(dir),
-            false => Ok(()),
-        }
     }
 
     /// Hand over what callers wait for, and write down that the container exists.
@@ -516,6 +504,14 @@ pub(super) fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Re
         bail!("cannot use console socket if runc will not detach or allocate tty");
     }
     Ok(())
+}
+
+/// Connect to one of the sockets that a caller waits at.
+pub(super) fn connect(path: Option<&Path>, what: &str) -> Result<Option<UnixStream>> {
+    path.map(|path| {
+        fd::connect(path).with_context(|| format!("connect to {what} {}", path.display()))
+    })
+    .transpose()
 }
 
 /// How many sockets the service manager passed to this very process (sd_listen_fds(3)).

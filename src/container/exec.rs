@@ -10,7 +10,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{OFlag, open};
@@ -19,7 +19,7 @@ use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxNamespaceType as Kind, Process, User,
 };
 
-use super::create::{check_terminal, inherited_fds, listen_fds};
+use super::create::{check_terminal, connect, inherited_fds, listen_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
 use super::{Container, Fault, Id, open_cgroup};
@@ -31,6 +31,7 @@ use crate::plan::namespaces::Namespaces;
 use crate::plan::{Options, Plan};
 use crate::report::{self, debug};
 use crate::spec::{self, Bundle};
+use crate::sys::path::names;
 use crate::sys::{fd, seal};
 
 /// What `exec` was asked for. Paths are absolute.
@@ -95,7 +96,7 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
         true => None,
         false => Some(foreground::block_signals()?),
     };
-    let mut launched = draft.make().map_err(|error| draft.explain(error))?;
+    let mut launched = draft.make().map_err(|error| ended(&draft.record, error))?;
     start(&launched)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, launched.pid())?;
@@ -184,17 +185,9 @@ impl<'a> Draft<'a> {
         }
         let linux = bundle.spec.linux().as_ref();
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
-        let connect = |path: &Option<PathBuf>, what: &str| {
-            path.as_deref()
-                .map(|path| {
-                    fd::connect(path)
-                        .with_context(|| format!("connect to {what} {}", path.display()))
-                })
-                .transpose()
-        };
         Ok(Self {
-            console: connect(&options.console_socket, "console socket")?,
-            pidfd_socket: connect(&options.pidfd_socket, "pidfd socket")?,
+            console: connect(options.console_socket.as_deref(), "console socket")?,
+            pidfd_socket: connect(options.pidfd_socket.as_deref(), "pidfd socket")?,
             chroot: !Namespaces::new(namespaces.unwrap_or_default()).is_new(Kind::Mount),
             options,
             record,
@@ -285,10 +278,6 @@ impl<'a> Draft<'a> {
             cgroups.extend(Cgroup::open(&hierarchy, &init)?);
         }
         Ok(cgroups)
-    }
-
-    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        ended(&self.record, error)
     }
 
     /// The container's state as the agent of its seccomp filter gets it: the pid is the init's.
@@ -473,14 +462,9 @@ fn sub_cgroup(given: &[String]) -> Result<Option<PathBuf>> {
             Some(_) => bail!("invalid --cgroup argument: {argument}"),
         };
         // By components: a prefix of the text could be another cgroup's name.
-        let mut below = PathBuf::new();
-        for part in Path::new(path).components() {
-            match part {
-                Component::Normal(name) => below.push(name),
-                Component::RootDir | Component::CurDir => {}
-                _ => bail!("bad sub cgroup path: {path}"),
-            }
-        }
+        let Some(below) = names(Path::new(path)) else {
+            bail!("bad sub cgroup path: {path}");
+        };
         found = Some(below);
     }
     Ok(found)

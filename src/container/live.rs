@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Uid;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, MountBuilder};
 
 use super::exec::{differing, root_of};
-use super::state::{Record, Status};
-use super::{Container, Fault, Id, PATIENCE};
+use super::state::Record;
+use super::{Fault, Id, alive, held};
 use crate::idmap::Maps;
 use crate::launch::{self, Live};
 use crate::plan::host::Host;
@@ -28,16 +28,8 @@ pub(crate) fn change_mounts(root: &Path, id: &Id, live: Live, file: &Path) -> Re
     if !Uid::effective().is_root() {
         bail!("mounts: only root can change the mounts of a running container");
     }
-    let container = Container::open(root, id)?;
-    let able = |status| match status {
-        Status::Created | Status::Running | Status::Paused => Ok(()),
-        _ => Err(Fault::NotRunning),
-    };
-    able(container.status())?;
     let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
-    let locked = container.dir.lock(PATIENCE)?;
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
-    able(locked.status(&record))?;
+    let (locked, record) = held(root, id, alive)?;
     let mut bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
     bundle
         .take_mounts(&text)
@@ -94,33 +86,33 @@ fn plan(bundle: &Bundle, record: &Record) -> Result<Plan> {
         bail!("mounts: the container has no mount namespace of its own");
     }
     let maps = match kinds.contains(&Kind::User) {
-        true => Some(Maps::of(Pid::from_raw(pid))?),
+        true => Some(Maps::of(pid)?),
         false => None,
     };
     let mut id_maps = IdMaps {
         container: maps.as_ref(),
         ..IdMaps::default()
     };
-    let label = bundle.spec.linux().as_ref();
-    let label = label.and_then(|linux| linux.mount_label().as_deref());
-    let mounts = bundle.spec.mounts().iter().flatten().map(|mount| {
-        let mut op = operation(mount, &bundle.path, Hierarchy::New, &mut id_maps)?;
-        can_come_later(&op)?;
-        op.label(label, c"context")?;
-        Ok(op)
-    });
-    let mounts = mounts.collect::<Result<Vec<_>>>()?;
     let options = Options {
         id: record.id.clone(),
         no_new_keyring: true,
         root: record.rootfs.clone(),
         ..Options::default()
     };
+    let plan = Plan::join(&bundle.spec, &options, &kinds, &Host::probe()?)?;
+    let label = bundle.spec.linux().as_ref();
+    let label = label.and_then(|linux| linux.mount_label().as_deref());
+    let mounts = bundle.spec.mounts().iter().flatten().map(|mount| {
+        let mut op = operation(mount, &bundle.path, Hierarchy::New, &mut id_maps)?;
+        can_come_later(&op)?;
+        op.label(label, plan.extensions.label_option)?;
+        Ok(op)
+    });
     Ok(Plan {
-        mounts,
+        mounts: mounts.collect::<Result<_>>()?,
         id_maps: id_maps.distinct,
         parent_clones_sources: true,
-        ..Plan::join(&bundle.spec, &options, &kinds, &Host::probe()?)?
+        ..plan
     })
 }
 

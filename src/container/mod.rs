@@ -228,15 +228,29 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Container>> {
     Ok(containers)
 }
 
+/// Opens and locks a container that is in a status that `able` takes.
+fn held(root: &Path, id: &Id, able: impl Fn(Status) -> Result<()>) -> Result<(Locked, Record)> {
+    let container = Container::open(root, id)?;
+    // Asked before the lock too: a hung create holds it, and must not hold up this answer.
+    able(container.status())?;
+    let locked = container.dir.lock(PATIENCE)?;
+    let record = locked.record()?.ok_or(Fault::NotFound)?;
+    able(locked.status(&record))?;
+    Ok((locked, record))
+}
+
+/// It has processes, whether they run or not. Errors: [`Fault::NotRunning`].
+fn alive(status: Status) -> Result<()> {
+    match status {
+        Status::Created | Status::Running | Status::Paused => Ok(()),
+        _ => bail!(Fault::NotRunning),
+    }
+}
+
 /// Lets a created container's payload begin; where the service manager is to hear of its readiness, waits for that or for
 /// the payload's end. Errors: any other status, in runc's words.
 pub(crate) fn start(root: &Path, id: &Id) -> Result<()> {
-    let container = Container::open(root, id)?;
-    // Asked before the lock too: a hung create holds it, and must not hold up this answer.
-    startable(container.status())?;
-    let locked = container.dir.lock(PATIENCE)?;
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
-    startable(locked.status(&record))?;
+    let (locked, record) = held(root, id, startable)?;
     let relay = Relay::open(&locked)?;
     let init = record.init();
     release(&locked, &record)?;
@@ -395,13 +409,7 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
     {
         // COMPAT: also when the init is gone and others are left, which is how an engine ends them.
         report::debug!("kill {id}: every process in its cgroup");
-        let killed = cgroup.kill();
-        // One that has left the cgroup, too.
-        if let Some(init) = &init {
-            pidfd::send_signal(init, signal).ok();
-        }
-        // COMPAT: a killed container is not paused any more. Its status would be read from the freezer.
-        return killed.and(cgroup.thaw());
+        return kill_everything(&cgroup, init.as_ref());
     }
     let init = init.ok_or(Fault::NotRunning)?;
     report::debug!(
@@ -416,9 +424,20 @@ pub(crate) fn kill(root: &Path, id: &Id, signal: i32) -> Result<()> {
         && record.is_frozen()
         && let Some(cgroup) = open_cgroup(record)?
     {
+        // COMPAT: as for all of them.
         cgroup.thaw()?;
     }
     Ok(())
+}
+
+/// Kills every process of the cgroup, and an init that has left it.
+fn kill_everything(cgroup: &Cgroup, init: Option<&OwnedFd>) -> Result<()> {
+    let killed = cgroup.kill();
+    if let Some(init) = init {
+        pidfd::send_signal(init, nix::libc::SIGKILL).ok();
+    }
+    // COMPAT: a killed container is not paused any more. Its status would be read from the freezer.
+    killed.and(cgroup.thaw())
 }
 
 /// Sends `signal` to every process of the container, its init among them. Errors: [`Fault::NotRunning`] where there is
@@ -434,20 +453,13 @@ pub(crate) fn kill_all(root: &Path, id: &Id, signal: i32) -> Result<()> {
     }
     report::debug!("kill {id}: signal {signal} to every process in its cgroup");
     if signal == nix::libc::SIGKILL {
-        let killed = cgroup.kill();
-        if let Some(init) = &init {
-            pidfd::send_signal(init, signal).ok();
-        }
-        // COMPAT: as above.
-        return killed.and(cgroup.thaw());
+        return kill_everything(&cgroup, init.as_ref());
     }
-    let mut processes = cgroup.processes()?;
-    // One that has left the cgroup, too.
+    let processes = cgroup.processes()?;
     let first = Pid::from_raw(container.record().init_process_pid);
-    if init.is_some() && !processes.contains(&first) {
-        processes.push(first);
-    }
-    for pid in processes {
+    // One that has left the cgroup is the container's all the same.
+    let outside = init.is_some() && !processes.contains(&first);
+    for pid in processes.into_iter().chain(outside.then_some(first)) {
         let sent = pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, signal));
         match sent {
             // Dead meanwhile.
@@ -479,14 +491,9 @@ pub(crate) fn matching(root: &Path, expression: &str) -> Result<Vec<Id>> {
 pub(crate) fn pause(root: &Path, id: &Id) -> Result<()> {
     let able = |status| match status {
         Status::Created | Status::Running => Ok(()),
-        _ => Err(Fault::NotRunning),
+        _ => bail!(Fault::NotRunning),
     };
-    let container = Container::open(root, id)?;
-    // Asked before the lock too: a hung create holds it, and must not hold up this answer.
-    able(container.status())?;
-    let locked = container.dir.lock(PATIENCE)?;
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
-    able(locked.status(&record))?;
+    let (_locked, record) = held(root, id, able)?;
     report::debug!("pause {id}");
     let cgroup = open_cgroup(&record)?.ok_or(Fault::NoCgroup)?;
     cgroup.freeze()?;
@@ -502,13 +509,9 @@ pub(crate) fn pause(root: &Path, id: &Id) -> Result<()> {
 pub(crate) fn resume(root: &Path, id: &Id) -> Result<()> {
     let able = |status| match status {
         Status::Paused => Ok(()),
-        _ => Err(Fault::NotPaused),
+        _ => bail!(Fault::NotPaused),
     };
-    let container = Container::open(root, id)?;
-    able(container.status())?;
-    let locked = container.dir.lock(PATIENCE)?;
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
-    able(locked.status(&record))?;
+    let (_locked, record) = held(root, id, able)?;
     report::debug!("resume {id}");
     open_cgroup(&record)?.ok_or(Fault::NoCgroup)?.thaw()
 }
@@ -522,15 +525,7 @@ pub(crate) fn update(
     resources: &LinuxResources,
     schemata: &Schemata,
 ) -> Result<()> {
-    let able = |status| match status {
-        Status::Created | Status::Running | Status::Paused => Ok(()),
-        _ => Err(Fault::NotRunning),
-    };
-    let container = Container::open(root, id)?;
-    able(container.status())?;
-    let locked = container.dir.lock(PATIENCE)?;
-    let record = locked.record()?.ok_or(Fault::NotFound)?;
-    able(locked.status(&record))?;
+    let (_locked, record) = held(root, id, alive)?;
     report::debug!("update {id}");
     let class = match schemata.is_empty() {
         true => None,

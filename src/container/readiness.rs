@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -109,8 +110,7 @@ impl Relay {
         }))
     }
 
-    /// Wait until the payload is ready or dead, and tell the manager the former; the payload is its main process then. One
-    /// that cannot be told is a warning: the payload runs, whoever hears of it.
+    /// Wait until the payload is ready or dead, and tell the manager the former; the payload is its main process then.
     ///
     /// # Errors
     /// It cannot be waited for.
@@ -125,24 +125,8 @@ impl Relay {
                 other => other.context("wait for the payload's readiness")?,
             };
             // ORDER: the payload may have spoken before it ended.
-            let passed = self.pass_on(pid).unwrap_or_else(|error| {
-                report::warn(format_args!("{}", report::sentence(&error)));
-                Some(None)
-            });
-            if let Some(taken) = passed {
-                let Some(taken) = taken else { return Ok(()) };
-                let mut fds = [PollFd::new(taken.as_fd(), PollFlags::POLLIN)];
-                // COMPAT: a manager that does not know barriers is given its time, and no more comes of it.
-                return match poll(&mut fds, TAKEN_MS) {
-                    Ok(0) => {
-                        report::warn(format_args!(
-                            "NOTIFY_SOCKET: the service manager was told, and did not answer"
-                        ));
-                        Ok(())
-                    }
-                    Ok(_) | Err(Errno::EINTR) => Ok(()),
-                    Err(errno) => Err(errno).context("wait for the service manager"),
-                };
+            if let ControlFlow::Break(taken) = self.pass_on(pid) {
+                return taken.map_or(Ok(()), |taken| await_taken(&taken));
             }
             if fds[1].any() == Some(true) {
                 return Ok(());
@@ -151,31 +135,28 @@ impl Relay {
     }
 
     /// Look at one message from the container. Where it says that the payload is ready, tell the manager that and that
-    /// `pid` is the main process, and return what ends when it has taken that. There is nothing to pass on afterwards.
-    ///
-    /// # Errors
-    /// The manager cannot be told.
-    pub(crate) fn pass_on(&self, pid: i32) -> Result<Option<Option<OwnedFd>>> {
+    /// `pid` is the main process. There is nothing more to pass on then; what comes back ends when the manager has taken
+    /// that, and is none where it cannot be told, which is a warning: the payload runs, whoever hears of it.
+    pub(crate) fn pass_on(&self, pid: i32) -> ControlFlow<Option<OwnedFd>> {
         let mut buffer = [0; 4096];
-        let datagram = match self.container.recv(&mut buffer) {
-            Ok(length) => &buffer[..length],
+        let told = match self.container.recv(&mut buffer) {
+            Ok(length) => {
+                // COMPAT: runc looks at the first line alone.
+                let line = buffer[..length].split(|&byte| byte == b'\n').next();
+                match line.filter(|line| line.starts_with(b"READY=")) {
+                    Some(line) => self.tell(line, pid).context("write to NOTIFY_SOCKET"),
+                    None => return ControlFlow::Continue(()),
+                }
+            }
             Err(error)
                 if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) =>
             {
-                return Ok(None);
+                return ControlFlow::Continue(());
             }
-            Err(error) => return Err(error).context("read the container's NOTIFY_SOCKET"),
+            Err(error) => Err(error).context("read the container's NOTIFY_SOCKET"),
         };
-        // COMPAT: runc looks at the first line alone.
-        let line = datagram
-            .split(|&byte| byte == b'\n')
-            .next()
-            .unwrap_or_default();
-        if !line.starts_with(b"READY=") {
-            return Ok(None);
-        }
-        let taken = self.tell(line, pid).context("write to NOTIFY_SOCKET")?;
-        Ok(Some(Some(taken)))
+        let warn = |error| report::warn(format_args!("{}", report::sentence(&error)));
+        ControlFlow::Break(told.map_err(warn).ok())
     }
 
     fn tell(&self, line: &[u8], pid: i32) -> nix::Result<OwnedFd> {
@@ -192,6 +173,23 @@ impl Relay {
 impl AsFd for Relay {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.container.as_fd()
+    }
+}
+
+/// Give the manager its time. COMPAT: one that does not know barriers lets it pass, and no more comes of it.
+fn await_taken(taken: &OwnedFd) -> Result<()> {
+    match poll(
+        &mut [PollFd::new(taken.as_fd(), PollFlags::POLLIN)],
+        TAKEN_MS,
+    ) {
+        Ok(0) => {
+            report::warn(format_args!(
+                "NOTIFY_SOCKET: the service manager was told, and did not answer"
+            ));
+            Ok(())
+        }
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno).context("wait for the service manager"),
     }
 }
 

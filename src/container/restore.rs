@@ -21,6 +21,7 @@ use super::checkpoint::{
 };
 use super::create::{Claim, Draft, clean_up};
 use super::foreground;
+use super::readiness;
 use super::state::Locked;
 use crate::criu::{self, Ask, CHANGES_LABELS, Notice, Options, Streams, Switch, Worker};
 use crate::launch::{self, Request, Restored};
@@ -107,7 +108,9 @@ impl Draft<'_> {
         // ORDER: as for a new container, before the first side effect.
         dir.save(&record)?;
         dir.freeze_config(&self.bundle.raw)?;
-        self.make_notify_directory(dir)?;
+        if self.notify {
+            readiness::make_directory(dir)?;
+        }
         let mark = record.mark();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {

@@ -2,7 +2,7 @@
 
 mod caller;
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -105,10 +105,13 @@ fn text(ranges: &[Range]) -> String {
 }
 
 impl Maps {
-    /// The maps of the user namespace of process `pid`, as the caller's own namespace sees them.
-    pub(crate) fn of(pid: Pid) -> Result<Self> {
+    /// The maps of the user namespace of a process, which is named as in /proc, as the caller's own namespace sees them.
+    ///
+    /// # Errors
+    /// /proc cannot be read, or has another form.
+    pub(crate) fn of(process: impl fmt::Display) -> Result<Self> {
         let read = |file: &str| -> Result<Vec<Range>> {
-            let path = format!("/proc/{pid}/{file}");
+            let path = format!("/proc/{process}/{file}");
             let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
             ranges(&text).with_context(|| format!("{path}: {text:?} is no map"))
         };
@@ -224,6 +227,18 @@ mod tests {
         ] {
             assert_eq!(to_host(&ranges, inside), outside, "{inside}");
         }
+    }
+
+    #[test]
+    fn the_kernels_map_is_read_back() {
+        let map = ranges("         0       1000          1\n         1     100000      65536\n");
+        let map = map.unwrap();
+        assert_eq!(
+            (map.len(), map[1].host, map[1].length),
+            (2, 100_000, 65_536)
+        );
+        assert_eq!(ranges("0 1\n"), None);
+        assert_eq!(ranges("a b c\n"), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
@@ -13,7 +14,7 @@ use nix::sys::stat::Mode;
 
 use crate::report::{debug, warn};
 use crate::sys::errno::Words;
-use crate::sys::mount::{self, Change, Reach};
+use crate::sys::mount::{self, Change, Reach, unescape};
 
 /// Dropped, it is taken away again; [`Carrier::keep`] leaves it where it is.
 pub(crate) struct Carrier {
@@ -103,23 +104,17 @@ pub(crate) fn take_away(root: &Path, id: u64) -> Result<()> {
             .with_context(what);
     }
     let table = fs::read_to_string("/proc/self/mountinfo").with_context(what)?;
-    let (number, place) = (id.to_string(), escaped(root));
+    let number = id.to_string();
     // KERNEL: the number of a mount that is gone is given to another one, which lies elsewhere.
     let is_there = |line: &str| {
         let mut fields = line.split(' ');
-        fields.next() == Some(&number) && fields.nth(3) == Some(&place)
+        let point = |field: &str| unescape(field.as_bytes()) == root.as_os_str().as_bytes();
+        fields.next() == Some(&number) && fields.nth(3).is_some_and(point)
     };
     match table.lines().any(is_there) {
         true => Err(anyhow!("another mount lies on it")).with_context(what),
         false => Ok(()),
     }
-}
-
-/// A path as mount tables write it (proc_pid_mountinfo(5)).
-fn escaped(path: &Path) -> String {
-    let text = path.to_string_lossy().replace('\\', "\\134");
-    let text = text.replace(' ', "\\040").replace('\t', "\\011");
-    text.replace('\n', "\\012")
 }
 
 fn open_path(path: &Path) -> nix::Result<OwnedFd> {

@@ -1,7 +1,7 @@
 //! One process more for a running container: the same clone and the same conversation, with less to say.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
@@ -52,28 +52,12 @@ pub(crate) fn join(mut joining: Joining) -> Result<Launched> {
         set_processors(processors).context("process.execCPUAffinity.initial")?;
     }
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
+    let parents_own = vec![talk.as_fd().as_raw_fd()];
+    let container = (joining.init.take(), joining.root.take());
     let mut given = Given {
-        plan,
-        parents_own: vec![talk.as_fd().as_raw_fd()],
-        talk: child_end,
         wait_mapped: joining.class.is_some(),
-        unshare: 0,
-        joins: joining.init.take().into_iter().collect(),
-        pid_namespace: None,
-        host_proc: Some(open_path("/proc")?),
-        root_tree: joining.root.take(),
-        trees: Vec::new(),
-        root_name: PathBuf::new(),
-        kernel_trees: Vec::new(),
-        late: Vec::new(),
-        hierarchy: PathBuf::new(),
-        cgroup: PathBuf::new(),
-        stop_when_rooted: false,
-        create_container: Vec::new(),
-        start_container: Vec::new(),
-        state: &|_, _| Vec::new(),
         filter: joining.filter.take(),
-        fifos: None,
+        ..Given::into_container(plan, child_end, parents_own, container, open_path("/proc")?)
     };
     debug!("clone a process for the container");
     let (cloned, placed) = clone_process(&mut given, &joining.cgroups)?;

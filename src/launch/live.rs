@@ -1,7 +1,6 @@
 //! Mounts of a running container, changed by a child that goes into it and ends.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -38,29 +37,10 @@ pub(crate) fn change_mounts(
     root: Option<OwnedFd>,
 ) -> Result<()> {
     let (talk, child_end) = handshake::pair().context("make a socket pair")?;
-    let mut given = Given {
-        plan,
-        parents_own: vec![talk.as_fd().as_raw_fd()],
-        talk: child_end,
-        wait_mapped: false,
-        unshare: 0,
-        joins: vec![init],
-        pid_namespace: None,
-        host_proc: Some(open_path("/proc")?),
-        root_tree: root,
-        trees: Vec::new(),
-        root_name: PathBuf::new(),
-        kernel_trees: Vec::new(),
-        late: Vec::new(),
-        hierarchy: PathBuf::new(),
-        cgroup: PathBuf::new(),
-        stop_when_rooted: false,
-        create_container: Vec::new(),
-        start_container: Vec::new(),
-        state: &|_, _| Vec::new(),
-        filter: None,
-        fifos: None,
-    };
+    let parents_own = vec![talk.as_fd().as_raw_fd()];
+    let container = (Some(init), root);
+    let mut given =
+        Given::into_container(plan, child_end, parents_own, container, open_path("/proc")?);
     // Its namespaces with maps have done their work: no mount is left to be mapped.
     let _id_maps = match live {
         Live::Add => sources::clone(plan, &mut given)?,

@@ -351,7 +351,7 @@ pub(crate) fn launch(
             check_maps(plan, file)?;
         }
     }
-    let id_maps = sources::clone(plan, &mut given)?;
+    let id_maps = sources::clone(plan, &mut given).context("unable to start container process")?;
 
     debug!("clone the container's process");
     let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref(), request.place)?;
@@ -460,7 +460,8 @@ fn converse(
                 go_on(launched.talk.mapped())?;
             }
             Heard::Tree(tree, number) => {
-                sources::map_made(request.plan, &tree, number, id_maps)?;
+                sources::map_made(request.plan, &tree, number, id_maps)
+                    .context("unable to start container process")?;
                 go_on(launched.talk.mapped())?;
             }
             Heard::Networked(socket) => {

@@ -112,10 +112,7 @@ fn map_ids(tree: &OwnedFd, id_map: IdMap, namespace: Option<&OwnedFd>) -> nix::R
 }
 
 fn failed(what: &str, errno: Errno) -> anyhow::Error {
-    anyhow!(
-        "unable to start container process: {what}: {}",
-        Words(errno)
-    )
+    anyhow!("{what}: {}", Words(errno))
 }
 
 fn not_mapped(number: usize, op: &MountOp, errno: Errno) -> anyhow::Error {
@@ -144,7 +141,7 @@ pub(super) fn mounting(source: &str, destination: &str) -> String {
 
 /// A user namespace with the maps of this number, which nobody is in.
 fn user_namespace(plan: &Plan, number: usize) -> Result<OwnedFd> {
-    let field = "unable to start container process: user namespace for an id-mapped mount";
+    let field = "user namespace for an id-mapped mount";
     let flags = CloneFlags::from(clone_flag(Kind::User).bits().cast_unsigned());
     let Some(Cloned { pid, pidfd }) =
         clone3(flags, None).map_err(|errno| anyhow!("{field}: clone: {}", Words(errno)))?

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
 use crate::sys::filter::{INSTRUCTION_SIZE, MAX_INSTRUCTIONS};
+use crate::sys::path::names;
 
 /// The annotations that are heeded; others are the container's own business.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Extensions {
     /// `keep_original_groups`: the payload keeps the caller's additional groups.
     pub(crate) keep_groups: bool,
@@ -24,8 +25,8 @@ pub(crate) struct Extensions {
     pub(crate) subgroup: Option<PathBuf>,
     /// `delegate-cgroup`: a cgroup below that, into which it goes then.
     pub(crate) delegated: Option<PathBuf>,
-    /// `mount_context_type`: as what a file system is told `linux.mountLabel`.
-    pub(crate) label_option: Option<&'static CStr>,
+    /// `mount_context_type`: the option by which a file system is told `linux.mountLabel`; else `context`.
+    pub(crate) label_option: &'static CStr,
 }
 
 /// Where hooks write instead of into the message about their failure, stdout and stderr (`hooks.stdout`, `hooks.stderr`);
@@ -45,6 +46,8 @@ fn value<'a>(annotations: Option<&'a HashMap<String, String>>, name: &str) -> Op
 }
 
 impl Extensions {
+    /// What the annotations of a configuration say.
+    ///
     /// # Errors
     /// Names the annotation whose value cannot be.
     pub(crate) fn new(annotations: Option<&HashMap<String, String>>) -> Result<Self> {
@@ -59,12 +62,10 @@ impl Extensions {
             pidfd_receiver: named("pidfd_receiver").map(absolute).transpose()?,
             subgroup: below("systemd.subgroup", named("systemd.subgroup"))?,
             delegated: below("delegate-cgroup", named("delegate-cgroup"))?,
-            label_option: named("mount_context_type").map(label_option).transpose()?,
+            label_option: label_option(named("mount_context_type").unwrap_or("context"))?,
         })
     }
-}
 
-impl Extensions {
     /// The cgroup below the container's own in which the payload begins, and the one it goes into before it starts;
     /// `systemd` tells whether its manager made the container's.
     pub(crate) fn below(&self, systemd: bool) -> [Option<PathBuf>; 2] {
@@ -80,14 +81,9 @@ impl Extensions {
 /// A path of cgroups; none where it is empty.
 fn below(name: &str, text: Option<&str>) -> Result<Option<PathBuf>> {
     let text = text.unwrap_or_default();
-    let mut path = PathBuf::new();
-    for part in Path::new(text).components() {
-        match part {
-            Component::Normal(part) => path.push(part),
-            Component::RootDir | Component::CurDir => {}
-            _ => bail!("annotations.run.oci.{name}: {text:?} leads out of the container's cgroup"),
-        }
-    }
+    let path = names(Path::new(text)).with_context(|| {
+        format!("annotations.run.oci.{name}: {text:?} leads out of the container's cgroup")
+    })?;
     Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 

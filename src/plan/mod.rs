@@ -197,6 +197,7 @@ pub(crate) struct Plan {
     pub(crate) names_own_pid: bool,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
+    /// Where they write, stdout and stderr; none: into the message about their failure.
     pub(crate) hook_output: [Option<PathBuf>; 2],
     /// Who answers what the seccomp filter notifies of; none where nothing does.
     pub(crate) agent: Option<seccomp::Agent>,
@@ -287,10 +288,7 @@ impl Plan {
             .flatten()
             .map(|mount| {
                 let mut op = mounts::operation(mount, bundle, hierarchy, &mut id_maps)?;
-                op.label(
-                    selinux.mounts.as_deref(),
-                    extensions.label_option.unwrap_or(c"context"),
-                )?;
+                op.label(selinux.mounts.as_deref(), extensions.label_option)?;
                 Ok(op)
             })
             .collect::<Result<Vec<_>>>()?;

@@ -263,8 +263,8 @@ impl MountOp {
         }
     }
 
-    /// Give the files of a new file system an SELinux context, by this option of mount(8)'s. The kernel does not take one for those of its own that have
-    /// their contexts from the policy; mqueue gets it when it is mounted.
+    /// Give the files of a new file system an SELinux context, by this option of mount(8)'s. The kernel does not take one for
+    /// those of its own that have their contexts from the policy; mqueue gets it when it is mounted.
     ///
     /// # Errors
     /// The context has a NUL.

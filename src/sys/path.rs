@@ -242,6 +242,17 @@ pub(crate) fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
+/// The names of a path, relative: without slashes in front and `.`; none where a `..` could lead out.
+pub(crate) fn names(path: &Path) -> Option<PathBuf> {
+    let name = |part| match part {
+        Component::Normal(name) => Some(Some(name)),
+        Component::RootDir | Component::CurDir => Some(None),
+        Component::ParentDir | Component::Prefix(_) => None,
+    };
+    let names: Option<Vec<_>> = path.components().map(name).collect();
+    Some(names?.into_iter().flatten().collect())
+}
+
 /// A path as it is written relative to a root: without the leading slashes, `.` for the root itself.
 pub(crate) fn relative(path: &Path) -> PathBuf {
     let bytes = path.as_os_str().as_bytes();
@@ -337,6 +348,23 @@ mod tests {
         for (name, text) in [("a/link", "other"), ("a", "x")] {
             let made = ensure_link(fd.as_fd(), Path::new(name), OsStr::new(text));
             assert_eq!(made, Err(Errno::EEXIST), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_what_a_path_consists_of_unless_it_climbs() {
+        for (path, names) in [
+            ("/a/./b//c/", Some("a/b/c")),
+            ("", Some("")),
+            ("/.", Some("")),
+            ("a/../b", None),
+            ("..", None),
+        ] {
+            assert_eq!(
+                super::names(Path::new(path)),
+                names.map(PathBuf::from),
+                "{path}"
+            );
         }
     }
 

@@ -85,9 +85,8 @@ const EXEC_REFUSED: i32 = 127;
 /// Runs `program` until it ends or `limit` has passed, with `input` on its stdin.
 ///
 /// `files` take its stdout and stderr in the place of `captured`. The program gets fds 0-2 only, an empty signal mask and a
-/// default SIGPIPE. A program that does not read its input is
-/// no error. Output is taken until the program itself ends: what its own children still hold open is not waited for.
-/// Allocates nothing. Errors: the step that the kernel refused, and why.
+/// default SIGPIPE. A program that does not read its input is no error. Output is taken until the program itself ends: what
+/// its own children still hold open is not waited for. Allocates nothing. Errors: the step that the kernel refused, and why.
 pub(crate) fn run<const N: usize>(
     program: &Program,
     input: &[u8],

@@ -7,6 +7,7 @@ use nix::libc;
 use serde_json::{Value, json};
 
 use crate::driver::{Driven, Driver, drivers};
+use crate::hooks::POINTS;
 use crate::inside::{answers, asking, refused, see};
 use crate::support::console::{ConsoleSocket, socket_path};
 use crate::support::needs::has_selinux;
@@ -64,14 +65,7 @@ fn hooks_write_into_the_files_that_are_named_for_them() {
     bundle.edit(|c| {
         annotate(c, "hooks.stdout", "output");
         annotate(c, "hooks.stderr", errors.to_str());
-        for point in [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "startContainer",
-            "poststart",
-            "poststop",
-        ] {
+        for point in POINTS {
             c["hooks"][point] = hook(&format!(
                 "cat >/dev/null; echo {point}; echo {point} fails >&2"
             ));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{Bundle, eventually, mounts, runtime, sh};
 
 /// The points in the order in which they are reached.
-const POINTS: [&str; 6] = [
+pub(crate) const POINTS: [&str; 6] = [
     "prestart",
     "createRuntime",
     "createContainer",

@@ -66,6 +66,15 @@ fn say(bundle: &Bundle, text: &str) {
     );
 }
 
+/// Create the container for a service manager.
+fn created(bundle: &Bundle) -> Manager {
+    let create = bundle.verb(["create", "--bundle"]).arg(&bundle.path);
+    let (manager, create) = told(bundle, create.arg(&bundle.id));
+    create.wait().ok();
+    manager
+}
+
+/// Call a verb for a service manager.
 fn told(bundle: &Bundle, verb: Verb) -> (Manager, Running) {
     let manager = Manager::new(bundle);
     let running = verb.env("NOTIFY_SOCKET", &manager.1).spawn();
@@ -77,16 +86,9 @@ fn start_waits_until_the_payload_is_ready_and_tells_the_manager() {
     requires!(root);
     differs!("crun", "other names below /run/notify");
     let bundle = sleeper();
-    let manager = Manager::new(&bundle);
-    let with = |verb: Verb| verb.env("NOTIFY_SOCKET", &manager.1);
-    with(
-        bundle
-            .verb(["create", "--bundle"])
-            .arg(&bundle.path)
-            .arg(&bundle.id),
-    )
-    .ok();
-    let mut start = with(bundle.verb(["start", &bundle.id])).spawn();
+    let manager = created(&bundle);
+    let start = bundle.verb(["start", &bundle.id]);
+    let mut start = start.env("NOTIFY_SOCKET", &manager.1).spawn();
     bundle.wait_for("running");
     say(&bundle, "STATUS=nearly there");
     say(&bundle, "READY=0nce\nSTATUS=done\nMAINPID=1");
@@ -133,16 +135,9 @@ fn run_tells_the_manager_that_it_is_the_main_process_or_its_payload_when_detache
 fn a_payload_that_ends_without_a_word_lets_start_return() {
     requires!(root);
     let bundle = Bundle::sh("sleep 0.3");
-    let manager = Manager::new(&bundle);
-    let with = |verb: Verb| verb.env("NOTIFY_SOCKET", &manager.1);
-    with(
-        bundle
-            .verb(["create", "--bundle"])
-            .arg(&bundle.path)
-            .arg(&bundle.id),
-    )
-    .ok();
-    with(bundle.verb(["start", &bundle.id])).ok();
+    let manager = created(&bundle);
+    let start = bundle.verb(["start", &bundle.id]);
+    start.env("NOTIFY_SOCKET", &manager.1).ok();
     bundle.wait_for("stopped");
     bundle.delete().ok();
     bundle.assert_nothing_left();
