@@ -39,7 +39,7 @@ pub(super) enum Need {
 }
 
 impl Limit {
-    fn new(file: impl Into<Cow<'static, str>>, value: impl ToString) -> Self {
+    pub(super) fn new(file: impl Into<Cow<'static, str>>, value: impl ToString) -> Self {
         Self {
             file: file.into(),
             value: value.to_string(),

@@ -21,12 +21,13 @@ mod systemd;
 mod update;
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -366,6 +367,19 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
+    /// Why the kernel said that it is busy when a process was to come into it, where that can be seen.
+    pub(crate) fn why_busy(&self) -> Option<String> {
+        let enabled = read_short(&self.dir, "cgroup.subtree_control").ok()?;
+        let enabled = words(&enabled).join(", ");
+        // cgroups(7), the rule of no internal processes.
+        (!enabled.is_empty()).then(|| {
+            format!(
+                "cgroup {} can hold no process: its cgroup.subtree_control enables {enabled} for cgroups below it",
+                self.path.display()
+            )
+        })
+    }
+
     /// Move a process into the cgroup.
     pub(crate) fn add(&self, pid: Pid) -> Result<()> {
         let mut attempts = 5;
@@ -421,12 +435,7 @@ impl Cgroup {
             | (Need::IfPresent, Err(Errno::ENOENT))
             | (Need::IfValid, Err(Errno::EINVAL)) => return Ok(()),
             (Need::Instead(file, value), Err(Errno::ENOENT)) => {
-                let instead = Limit {
-                    file: (*file).into(),
-                    value: value.clone(),
-                    need: Need::Required,
-                };
-                return self.set_one(&instead);
+                return self.set_one(&Limit::new(*file, value));
             }
             (_, Err(errno)) => errno,
         };
@@ -585,19 +594,33 @@ impl Cgroup {
     }
 
     fn members(&self) -> Result<Vec<i32>> {
+        // A path from a directory that is open, no longer than this and a name: a tree may be deeper than any path.
+        const LONGEST: usize = 1024;
         let mut pids = Vec::new();
-        let mut pending = vec![PathBuf::from(".")];
-        while let Some(at) = pending.pop() {
-            let found =
-                open_listable(&self.dir, &at).and_then(|dir| Ok((processes_of(&dir)?, dir)));
-            let (found, dir) = match found {
+        let top = open_listable(&self.dir, Path::new(".")).map(Rc::new);
+        let mut pending = match top {
+            Ok(top) => vec![(top, PathBuf::from("."))],
+            Err(errno) if is_gone(errno) => Vec::new(),
+            Err(errno) => return Err(errno).with_context(|| self.says("list")),
+        };
+        while let Some((from, at)) = pending.pop() {
+            let found = open_listable(&from, &at)
+                .and_then(|dir| Ok((processes_of(&dir)?, children(&dir)?, dir)));
+            let (found, names, dir) = match found {
                 Ok(found) => found,
                 Err(errno) if is_gone(errno) => continue,
                 Err(errno) => return Err(errno).with_context(|| self.says("read cgroup.procs of")),
             };
             pids.extend(found);
-            let children = children(&dir).with_context(|| self.says("list"))?;
-            pending.extend(children.into_iter().map(|name| at.join(name)));
+            let (from, at) = match at.as_os_str().len() < LONGEST {
+                true => (from, at),
+                false => (Rc::new(dir), PathBuf::from(".")),
+            };
+            pending.extend(
+                names
+                    .into_iter()
+                    .map(|name| (Rc::clone(&from), at.join(name))),
+            );
         }
         pids.sort_unstable();
         pids.dedup();
@@ -859,36 +882,50 @@ fn in_the_way(parent: &OwnedFd, path: &Path) -> String {
     String::new()
 }
 
-/// Remove cgroups below `top`, deepest first, along one way down and back up. Returns whether any is gone now.
+/// Remove the cgroups below `top`, each after those below it. Returns whether any is gone now.
 ///
-/// Holds few directories open however deep the tree is: a container may have made it as deep as it liked.
+/// Holds few directories open however deep the tree is, since a container may have made it as deep as it liked: what lies
+/// above the last of them is left to another call.
 fn prune(top: &OwnedFd) -> nix::Result<bool> {
     const TRAIL: usize = 64;
+    let below = |dir: &OwnedFd, name: &OsStr| {
+        let dir = open_listable(dir, Path::new(name))?;
+        let names = children(&dir)?;
+        Ok((dir, names))
+    };
     let mut removed = false;
-    let mut trail = VecDeque::with_capacity(TRAIL + 1);
-    let mut dir = open_listable(top, Path::new("."))?;
-    loop {
-        let mut deeper = None;
-        for name in children(&dir)? {
-            match remove_dir(&dir, Path::new(&name)) {
-                Ok(()) => removed = true,
-                Err(Errno::EBUSY) => deeper = Some(name),
-                Err(errno) => return Err(errno),
+    let mut trail = VecDeque::from([below(top, OsStr::new("."))?]);
+    while let Some((dir, names)) = trail.back_mut() {
+        let Some(name) = names.last() else {
+            // Its last child is gone: now its own turn comes, as the last of its parent's.
+            trail.pop_back();
+            if let Some((parent, names)) = trail.back_mut()
+                && let Some(name) = names.pop()
+            {
+                match remove_dir(parent, Path::new(&name)) {
+                    Ok(()) => removed = true,
+                    // A process is in it, or it has got a child.
+                    Err(Errno::EBUSY) => {}
+                    Err(errno) => return Err(errno),
+                }
             }
-        }
-        let Some(name) = deeper else { break };
-        let next = open_listable(&dir, Path::new(&name))?;
-        trail.push_back((dir, name));
-        if trail.len() > TRAIL {
-            trail.pop_front();
-        }
-        dir = next;
-    }
-    while let Some((parent, name)) = trail.pop_back() {
-        match remove_dir(&parent, Path::new(&name)) {
-            Ok(()) => removed = true,
-            // It has more children, or a process.
-            Err(Errno::EBUSY) => break,
+            continue;
+        };
+        match remove_dir(dir, Path::new(name)) {
+            Ok(()) => {
+                removed = true;
+                names.pop();
+            }
+            Err(Errno::EBUSY) => match below(dir, name) {
+                Ok(next) => {
+                    trail.push_back(next);
+                    if trail.len() > TRAIL {
+                        trail.pop_front();
+                    }
+                }
+                Err(errno) if is_gone(errno) => drop(names.pop()),
+                Err(errno) => return Err(errno),
+            },
             Err(errno) => return Err(errno),
         }
     }

@@ -74,24 +74,23 @@ fn check_usage(resources: &LinuxResources, usage: u64) -> Result<()> {
 
 /// The limit that would put back what `limit` changes, from the text of its file.
 fn opposite(limit: &Limit, file: &str, text: &str) -> Limit {
-    let back = |value: String| Limit {
-        file: file.to_owned().into(),
-        value,
-        need: Need::Required,
-    };
-    // One device in each line: `8:0 rbps=1000`, `mlx5_0 hca_handle=2`.
-    if let Some((device, settings)) = limit.value.split_once(' ').filter(|_| is_keyed(file)) {
+    let back = |value: String| Limit::new(file.to_owned(), value);
+    // One device in each line: `8:0 rbps=1000`, `mlx5_0 hca_handle=2`, `8:0 50` after a `default 100`.
+    if let Some((device, settings)) = limit.value.split_once(' ')
+        && let Some(unset) = unset(file)
+    {
         let line = text
             .lines()
             .find(|line| line.split_once(' ').is_some_and(|(key, _)| key == device));
         return back(match line {
             Some(line) => line.to_owned(),
             None => {
-                let unset = settings.split_whitespace().map(|setting| {
-                    let key = setting.split_once('=').map_or(setting, |(key, _)| key);
-                    format!(" {key}=max")
+                let settings = settings.split_whitespace();
+                let settings = settings.map(|setting| match setting.split_once('=') {
+                    Some((key, _)) => format!(" {key}={unset}"),
+                    None => format!(" {unset}"),
                 });
-                device.to_owned() + &unset.collect::<String>()
+                device.to_owned() + &settings.collect::<String>()
             }
         });
     }
@@ -102,6 +101,22 @@ fn opposite(limit: &Limit, file: &str, text: &str) -> Limit {
     } else {
         first.to_owned()
     })
+}
+
+/// The weight of a cgroup that is not to be idle where none is given, and its place among `wanted`. The kernel knows it
+/// without being told, but systemd has one property for both.
+fn weight_beside_idle(wanted: &[Limit], idle: &str, weight: &str) -> Option<(usize, Limit)> {
+    let given = |file: &str| wanted.iter().position(|limit| limit.file == file);
+    let place = given("cpu.idle").filter(|&place| wanted[place].value == "0")?;
+    if given("cpu.weight").is_some() {
+        return None;
+    }
+    // One that was idle begins again with the default.
+    let weight = match idle.trim_end() {
+        "1" => "100",
+        _ => weight.trim_end(),
+    };
+    Some((place + 1, Limit::new("cpu.weight", weight)))
 }
 
 /// Files that systemd writes to when it is told of other limits.
@@ -120,8 +135,14 @@ const SYSTEMDS: [&str; 12] = [
     "pids.max",
 ];
 
-fn is_keyed(file: &str) -> bool {
-    matches!(file, "io.max" | "io.latency" | "rdma.max" | "misc.max")
+/// What stands for no setting of a device, in the files that have a line for each.
+fn unset(file: &str) -> Option<&'static str> {
+    match file {
+        "io.max" | "rdma.max" | "misc.max" | "dmem.max" => Some("max"),
+        "io.latency" | "dmem.low" | "dmem.min" => Some("0"),
+        "io.weight" | "io.bfq.weight" => Some("default"),
+        _ => None,
+    }
 }
 
 /// The update of a container without a cgroup: every limit is an error.
@@ -148,7 +169,11 @@ impl Cgroup {
         };
         let present = Present::parse(&text("cpu.max")?, &text("memory.max")?);
         let resources = complete(resources, present);
-        let wanted = limits(&resources)?;
+        let mut wanted = limits(&resources)?;
+        let idle = weight_beside_idle(&wanted, &text("cpu.idle")?, &text("cpu.weight")?);
+        if let Some((place, weight)) = idle {
+            wanted.insert(place, weight);
+        }
         check_usage(
             &resources,
             text("memory.current")?.trim().parse().unwrap_or(0),
@@ -156,6 +181,10 @@ impl Cgroup {
         // ORDER: looked at before the unit is changed, which writes to the same files.
         let mut before = Vec::with_capacity(wanted.len());
         for limit in &wanted {
+            if limit.file == "cpu.idle" {
+                // To become idle is to lose the weight. What comes first here is put back last.
+                before.extend(self.before(&Limit::new("cpu.weight", "")));
+            }
             before.extend(self.before(limit));
         }
         let done = unit
@@ -185,13 +214,8 @@ impl Cgroup {
                 continue;
             };
             for line in before.lines() {
-                let limit = Limit {
-                    file: (*file).into(),
-                    value: line.to_owned(),
-                    need: Need::Required,
-                };
                 // What is wanted otherwise is written next, and tells what cannot be.
-                self.set(&[limit]).ok();
+                self.set(&[Limit::new(*file, line)]).ok();
             }
         }
         Ok(())
@@ -312,11 +336,7 @@ mod tests {
 
     #[test]
     fn what_a_limit_changes_can_be_put_back() {
-        let limit = |file: &'static str, value: &str| Limit {
-            file: file.into(),
-            value: value.into(),
-            need: Need::Required,
-        };
+        let limit = |file: &'static str, value: &str| Limit::new(file, value);
         for (file, value, text, back) in [
             ("memory.max", "5", "max\n", "max"),
             ("cpu.max", "5 6", "max 100000\n", "max 100000"),
@@ -335,9 +355,27 @@ mod tests {
                 "a hca_handle=max hca_object=max",
             ),
             ("io.weight", "5", "default 100\n8:0 50\n", "default 100"),
+            ("io.weight", "8:0 5", "default 100\n8:0 50\n", "8:0 50"),
+            ("io.weight", "8:16 5", "default 100\n", "8:16 default"),
+            ("dmem.max", "drm/a 5", "drm/a max\ndrm/b 7\n", "drm/a max"),
+            ("dmem.low", "drm/a 5", "", "drm/a 0"),
         ] {
             assert_eq!(opposite(&limit(file, value), file, text), limit(file, back));
         }
+    }
+
+    #[test]
+    fn a_cgroup_that_is_no_longer_idle_has_a_weight_that_systemd_can_be_told() {
+        let weight = |cpu: Value, idle: &str, weight: &str| {
+            let wanted = limits(&resources(json!({ "cpu": cpu }))).unwrap();
+            weight_beside_idle(&wanted, idle, weight).map(|(place, limit)| (place, limit.value))
+        };
+        let some = |weight: &str| Some((1, weight.to_owned()));
+        assert_eq!(weight(json!({"idle": 0}), "1\n", "0\n"), some("100"));
+        assert_eq!(weight(json!({"idle": 0}), "0\n", "79\n"), some("79"));
+        assert_eq!(weight(json!({"idle": 0, "shares": 9}), "1\n", "0\n"), None);
+        assert_eq!(weight(json!({"idle": 1}), "0\n", "79\n"), None);
+        assert_eq!(weight(json!({"shares": 9}), "1\n", "0\n"), None);
     }
 
     #[test]

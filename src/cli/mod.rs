@@ -39,7 +39,7 @@ use nix::unistd::Uid;
 
 use crate::container::{self, Driver, Rootless};
 use crate::report::{self, Format, Level, Target};
-use crate::sys;
+use crate::sys::{self, start::end_by_sigpipe};
 
 /// The runc release whose interface is followed; engines read it when we are called by that name.
 const RUNC_VERSION: &str = "1.5.0";
@@ -392,9 +392,15 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
 
 fn print(text: &str) -> Result<u8> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .context("write to stdout")?;
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if written
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    {
+        // COMPAT: as runc, whose Go ends so when standard output is a pipe that nobody reads: `events | head`.
+        end_by_sigpipe();
+    }
+    written.context("write to stdout")?;
     Ok(0)
 }
 

@@ -563,6 +563,9 @@ fn clone_process(
             Some(Ok(cloned)) => return Ok((cloned, true)),
             // The caller may not write the cgroup that is common to both.
             None | Some(Err(Errno::EACCES | Errno::EPERM)) => {}
+            Some(Err(Errno::EBUSY)) if let Some(why) = cgroup.and_then(Cgroup::why_busy) => {
+                bail!("unable to start container process: {why}")
+            }
             Some(Err(errno)) => return Err(clone_failed(errno)),
         }
         let own_namespace =

@@ -25,3 +25,12 @@ pub(crate) fn streams_and_signals() {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
 }
+
+/// End as a program does that never heard of `SIGPIPE`: quietly, by that signal, for the shell to see.
+pub(crate) fn end_by_sigpipe() {
+    // SAFETY: sets a disposition without a handler, and sends a signal to this thread.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::raise(libc::SIGPIPE);
+    }
+}

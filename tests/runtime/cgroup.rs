@@ -1,15 +1,20 @@
 //! The container's control group: where it is, what its files say, what its limits do.
 
 use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, openat};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::write;
 use serde_json::{Value, json};
 
 use crate::inside::{Seen, answers, ask, asking, refused, see, user_namespace, without_namespace};
 use crate::support::needs::{self, CGROUPS};
-use crate::support::{Bundle, eventually, mounts, runtime};
+use crate::support::{Bundle, eventually, mounts, patience, runtime};
 
 /// See the own group at `/sys/fs/cgroup`.
 fn group_inside(config: &mut Value) {
@@ -132,6 +137,88 @@ fn groups_that_the_container_made_are_removed_with_it() {
     bundle.wait_for("stopped");
     bundle.delete();
     assert!(!bundle.cgroup().exists());
+}
+
+#[test]
+fn what_the_container_made_is_removed_as_fast_as_it_was_made() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let begun = Instant::now();
+    for number in 0..2000 {
+        let dir = bundle.cgroup().join(format!("{number}/below"));
+        fs::create_dir_all(dir).unwrap();
+    }
+    let making = begun.elapsed();
+    bundle.kill("KILL");
+    bundle.wait_for("stopped");
+    let begun = Instant::now();
+    bundle.delete().ok();
+    let removing = begun.elapsed();
+    assert!(!bundle.cgroup().exists());
+    let bound = making * 10 + patience(Duration::from_secs(1));
+    assert!(removing < bound, "{removing:?} after {making:?}");
+}
+
+#[test]
+fn processes_are_found_however_deep_they_are() {
+    requires!(root);
+    differs!("runc", "1.1 opens them by path");
+    differs!("crun", "1.8 opens them by path");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    // Deeper than a path can be long.
+    let open_dir = |at: BorrowedFd<'_>, name: &str| {
+        openat(
+            at,
+            name,
+            OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .unwrap()
+    };
+    let mut dir = OwnedFd::from(fs::File::open(bundle.cgroup()).unwrap());
+    let name = "x".repeat(250);
+    for _ in 0..20 {
+        mkdirat(&dir, name.as_str(), Mode::S_IRWXU).unwrap();
+        dir = open_dir(dir.as_fd(), &name);
+    }
+    let list = openat(
+        &dir,
+        "cgroup.procs",
+        OFlag::O_WRONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    );
+    write(list.unwrap(), bundle.pid().to_string().as_bytes()).unwrap();
+    let shown = bundle.verb(["ps", "--format", "json", &bundle.id]).ok();
+    assert_eq!(shown.stdout.trim(), format!("[{}]", bundle.pid()));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_group_whose_controllers_are_for_those_below_it_is_refused_in_words() {
+    requires!(root, controller "memory");
+    let bundle = Bundle::sleeping();
+    fs::create_dir(bundle.cgroup()).unwrap();
+    for group in [Path::new(CGROUPS), &bundle.cgroup()] {
+        fs::write(group.join("cgroup.subtree_control"), "+memory").unwrap();
+    }
+    let outcome = bundle.verb(["create", &bundle.id]).run();
+    let left = bundle.leftovers();
+    fs::remove_dir(bundle.cgroup()).unwrap();
+    if runtime().is("pelagos") {
+        let words = format!(
+            "cgroup /{} can hold no process: its cgroup.subtree_control enables memory",
+            bundle.id
+        );
+        outcome.fails_with(&words);
+        // It was there before, and stays.
+        assert_eq!(left, [format!("cgroup {}", bundle.cgroup().display())]);
+    } else {
+        assert_ne!(outcome.code(), 0, "{outcome}");
+    }
+    bundle.assert_nothing_left();
 }
 
 #[test]

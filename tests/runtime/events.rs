@@ -127,3 +127,18 @@ fn events_refuse_the_wrong_moment_and_the_wrong_interval() {
     call(&[]).fails_with(&words);
     call(&["--stats"]).fails_with(&words);
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_events_quietly() {
+    requires!(root);
+    differs!("crun", "1.8 has no events");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let outcome = bundle
+        .verb(["events", "--interval", "10ms", &bundle.id])
+        .under(["sh", "-c", "\"$@\" | head -n 1", "sh"])
+        .run();
+    assert_eq!(lines(&outcome.stdout).len(), 1, "{outcome}");
+    assert_eq!(outcome.stderr, "");
+    bundle.delete_force();
+}

@@ -48,6 +48,44 @@ fn a_memory_hog_is_killed_and_reported() {
 }
 
 #[test]
+fn an_init_that_takes_too_much_memory_ends_the_container_and_is_reported() {
+    requires!(container, limits);
+    for driver in drivers() {
+        let hog = "until [ -e /tmp/go ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=200M count=1";
+        let memory = json!({ "memory": { "limit": 48 << 20, "swap": 48 << 20 } });
+        let driven = Driven::sh(driver, hog, &memory);
+        let id = driven.bundle.id.clone();
+        let run = driven.verb(["run", &id]).spawn();
+        driven.bundle.wait_for("running");
+        let events = driven.verb(["events", "--interval", "1h", &id]).spawn();
+        std::thread::sleep(patience(Duration::from_millis(400)));
+        fs::write(driven.bundle.rootfs("tmp/go"), "").unwrap();
+        assert_eq!(run.wait().code(), 137, "{driver:?}");
+        let outcome = events.wait().ok();
+        let line = format!("{{\"type\":\"oom\",\"id\":\"{id}\"}}\n");
+        assert_eq!(outcome.stdout, line, "{driver:?}");
+        driven.bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_controller_that_is_not_delegated_is_named() {
+    requires!(rootless, limits);
+    for driver in drivers() {
+        let pages = json!({ "hugepageLimits": [{ "pageSize": "2MB", "limit": 2_097_152 }] });
+        let driven = Driven::sh(driver, "true", &pages);
+        let outcome = driven.verb(["run", &driven.bundle.id]).run();
+        if runtime().is("pelagos") {
+            outcome
+                .fails_with("hugetlb.2MB.max can't be set: controller \"hugetlb\" not available");
+        } else {
+            assert_ne!(outcome.code(), 0, "{outcome}");
+        }
+        driven.bundle.assert_nothing_left();
+    }
+}
+
+#[test]
 fn a_fork_bomb_stops_at_its_limit() {
     requires!(container, limits);
     for driver in drivers() {
@@ -202,10 +240,18 @@ fn a_writer_is_slowed_down() {
 #[test]
 fn limits_that_cannot_be_leave_nothing_behind() {
     requires!(container, limits);
-    let cases: [(Value, &str); 5] = [
+    let cases: [(Value, &str); 9] = [
         (json!({ "cpu": { "cpus": "4000" } }), "cpuset.cpus"),
         (json!({ "cpu": { "cpus": "x" } }), "cpuset.cpus"),
         (json!({ "cpu": { "quota": 1000, "period": 5 } }), "cpu.max"),
+        (json!({ "cpu": { "mems": "1000" } }), "cpuset.mems"),
+        // More than the kernel knows.
+        (json!({ "cpu": { "quota": i64::MAX } }), "cpu.max"),
+        (
+            json!({ "cpu": { "quota": 1000, "burst": 2000 } }),
+            "cpu.max.burst",
+        ),
+        (json!({ "pids": { "limit": 5_000_000 } }), "pids.max"),
         (json!({ "memory": { "limit": -5 } }), "invalid memory value"),
         (json!({ "unified": { "nosuch.max": "1" } }), "nosuch"),
     ];

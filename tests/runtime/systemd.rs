@@ -143,6 +143,22 @@ fn limits_are_properties_and_survive_a_reload() {
 }
 
 #[test]
+fn a_container_that_is_idle_no_longer_is_so_after_a_reload_too() {
+    requires!(container, systemd, limits);
+    differs!("runc", "1.1 does not know idle");
+    differs!("crun", "1.8 does not tell systemd");
+    let driven = sleeping(|_| {});
+    driven.up();
+    for (idle, weight, property) in [("1", "0", "CPUWeight=idle"), ("0", "100", "CPUWeight=100")] {
+        driven.update(&["--cpu-idle", idle]);
+        assert_eq!(properties(&driven.unit(), "CPUWeight"), [property]);
+        systemctl(&["daemon-reload"]);
+        assert_eq!(driven.files(&["cpu.idle", "cpu.weight"]), [idle, weight]);
+    }
+    driven.end();
+}
+
+#[test]
 fn device_rules_survive_a_reload() {
     requires!(root, systemd, device_rules);
     differs!("crun", "1.8 loses them");

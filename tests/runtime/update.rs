@@ -199,7 +199,8 @@ fn a_refused_update_changes_nothing() {
     for driver in drivers() {
         let driven = limited(driver);
         let before = driven.files(&FILES);
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 9] = [
+            (&["--cpu-idle", "1", "--cpuset-cpus", "4000"], "cpuset.cpus"),
             (
                 &[
                     "--pids-limit",
