@@ -38,6 +38,10 @@ pub(super) struct Common {
     #[arg(long)]
     no_new_keyring: bool,
 
+    /// Do not adopt and reap the container's orphans, which only a run in the foreground does
+    #[arg(long)]
+    pub(super) no_subreaper: bool,
+
     /// Pass this many more file descriptors, beyond stdio and LISTEN_FDS, to the container
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,

@@ -98,7 +98,7 @@ struct Flags {
     criu: Option<OsString>,
 
     /// Print the version
-    #[arg(short = 'v', long)]
+    #[arg(short = 'v', short_alias = 'V', long)]
     version: bool,
 }
 

@@ -19,10 +19,6 @@ pub(super) struct Run {
     #[arg(long)]
     keep: bool,
 
-    /// Do not adopt and reap the container's orphans
-    #[arg(long)]
-    no_subreaper: bool,
-
     #[arg(value_name = "container-id", hide = true)]
     arguments: Vec<String>,
 }
@@ -34,7 +30,8 @@ impl Verb for Run {
     const ARGUMENTS: Count = Count::Exactly(1);
 
     fn run(self, global: &Global) -> Result<u8> {
-        let (detach, keep, no_subreaper) = (self.detach, self.keep, self.no_subreaper);
+        let (detach, keep) = (self.detach, self.keep);
+        let no_subreaper = self.common.no_subreaper;
         self.common
             .options(global, &self.arguments)
             .and_then(|create| {

@@ -18,6 +18,10 @@ pub(super) struct Spec {
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
 
+    /// Name of the file to write, below the bundle's root directory
+    #[arg(short, long, value_name = "FILE", default_value = "config.json")]
+    file: PathBuf,
+
     /// For a container of the user who runs this command
     #[arg(long)]
     rootless: bool,
@@ -39,7 +43,7 @@ impl Verb for Spec {
         let cgroup2 =
             statfs("/sys/fs/cgroup").is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
         let text = spec::default_config(rootless, cgroup2);
-        let path = self.bundle.unwrap_or_default().join("config.json");
+        let path = self.bundle.unwrap_or_default().join(&self.file);
         let mut file = match OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -47,7 +51,7 @@ impl Verb for Spec {
             .open(&path)
         {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                bail!("File config.json exists. Remove it first");
+                bail!("File {} exists. Remove it first", self.file.display());
             }
             other => other.with_context(|| format!("create {}", path.display()))?,
         };

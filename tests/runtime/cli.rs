@@ -428,8 +428,8 @@ fn log_that_cannot_be_opened_is_an_error() {
 
 #[test]
 fn version_names_program_commit_and_specification() {
-    for flag in ["--version", "-v"] {
-        if runtime().is("crun") && flag == "-v" {
+    for flag in ["--version", "-v", "-V"] {
+        if runtime().is("crun") && flag == "-v" || runtime().is("runc") && flag == "-V" {
             continue;
         }
         let outcome = Verb::new([flag]).ok();
@@ -621,6 +621,38 @@ fn spec_refuses_to_overwrite() {
     let outcome = Verb::new(["spec"]).cwd(dir.path()).run();
     outcome.fails_with("File config.json exists. Remove it first");
     assert_eq!(std::fs::read_to_string(&file).expect("config.json"), "mine");
+}
+
+#[test]
+fn spec_writes_to_the_file_that_is_named() {
+    differs!("runc", "has no such option");
+    let dir = tempfile::tempdir().expect("directory");
+    std::fs::create_dir(dir.path().join("bundle")).expect("bundle");
+    let file = dir.path().join("bundle/other.json");
+    let write = |flag| {
+        let verb = Verb::new(["spec", "--bundle", "bundle", flag, "other.json"]);
+        verb.cwd(dir.path()).run()
+    };
+    write("-f").ok();
+    let text = std::fs::read(&file).expect("other.json");
+    serde_json::from_slice::<Value>(&text).expect("JSON");
+    assert!(!dir.path().join("bundle/config.json").exists());
+    let outcome = write("--file");
+    if runtime().is("pelagos") {
+        outcome.fails_with("File other.json exists. Remove it first");
+    } else {
+        assert_ne!(outcome.code(), 0, "{outcome}");
+    }
+}
+
+#[test]
+fn create_takes_what_a_run_takes_about_orphans() {
+    requires!(root);
+    differs!("runc", "only run has the option");
+    let bundle = Bundle::sleeping();
+    bundle.verb(["create", "--no-subreaper", &bundle.id]).ok();
+    assert_eq!(bundle.status(), "created");
+    bundle.delete_force();
 }
 
 #[test]

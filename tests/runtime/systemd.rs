@@ -290,6 +290,79 @@ fn the_managers_own_socket_serves_where_there_is_no_bus() {
     driven.end();
 }
 
+/// Whoever has no right to the cgroup that both lie in: a user in a session, whose manager has the container.
+#[test]
+fn systemd_puts_what_a_user_executes_from_a_session_into_the_scope() {
+    fn here() {}
+    requires!(root, systemd, command "setpriv");
+    const USER: u32 = 1000;
+    let runtime_dir = format!("/run/user/{USER}");
+    if !Path::new(&runtime_dir).join("bus").exists() {
+        needs::skip(
+            std::any::type_name_of_val(&here),
+            "user",
+            "no manager of a user runs",
+        );
+        return;
+    }
+    let driven = Driven::new(Driver::Systemd, |_| {});
+    let bundle = &driven.bundle;
+    let path = bundle.config()["linux"]["cgroupsPath"].clone();
+    fs::remove_file(bundle.path.join("config.json")).unwrap();
+    let files = fs::read_dir(bundle.rootfs("")).unwrap().flatten();
+    let mut own: Vec<_> = files.map(|entry| entry.path()).collect();
+    own.extend([
+        bundle.path.clone(),
+        bundle.state_root.clone(),
+        bundle.rootfs(""),
+    ]);
+    for path in own {
+        std::os::unix::fs::lchown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let call = |args: &[&str]| {
+        driven
+            .verb(args)
+            .under([
+                "setpriv",
+                &format!("--reuid={USER}"),
+                &format!("--regid={USER}"),
+                "--clear-groups",
+                "--inh-caps=-all",
+            ])
+            .env("XDG_RUNTIME_DIR", &runtime_dir)
+            .env(
+                "DBUS_SESSION_BUS_ADDRESS",
+                format!("unix:path={runtime_dir}/bus"),
+            )
+            .ok()
+    };
+    call(&["spec", "--rootless"]);
+    bundle.edit(|config| {
+        crate::support::sh(config, "sleep 1000");
+        config["process"]["terminal"] = json!(false);
+        config["linux"]["cgroupsPath"] = path.clone();
+    });
+    call(&["run", "--detach", &bundle.id]);
+    let group_of = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let scope = group_of(&bundle.pid().to_string());
+    assert!(scope.contains(&format!("user@{USER}.service")), "{scope}");
+    assert!(scope.contains(&driven.unit()), "{scope}");
+    let pid_file = bundle.path.join("pid");
+    call(&[
+        "exec",
+        "--detach",
+        "--pid-file",
+        pid_file.to_str().unwrap(),
+        &bundle.id,
+        "sleep",
+        "1000",
+    ]);
+    let pid = fs::read_to_string(&pid_file).unwrap();
+    assert_eq!(group_of(&pid), scope);
+    call(&["delete", "--force", &bundle.id]);
+    bundle.assert_nothing_left();
+}
+
 #[test]
 fn a_unit_that_is_somebody_elses_is_left_alone() {
     requires!(container, systemd);
