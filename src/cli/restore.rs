@@ -18,10 +18,6 @@ pub(super) struct Restore {
     #[arg(short, long)]
     detach: bool,
 
-    /// Do not adopt and reap the container's orphans
-    #[arg(long)]
-    no_subreaper: bool,
-
     /// Security label for the processes instead of that of the checkpoint, TYPE:NAME
     #[arg(long, value_name = "TYPE:NAME")]
     lsm_profile: Option<String>,
@@ -42,12 +38,13 @@ impl Verb for Restore {
 
     fn run(self, global: &Global) -> Result<u8> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let no_subreaper = self.common.no_subreaper;
         let options = RestoreOptions {
             run: RunOptions {
                 create: self.common.options(global, &self.arguments)?,
                 detach: self.detach,
                 keep: false,
-                no_subreaper: self.no_subreaper,
+                no_subreaper,
             },
             images: self.images.images()?,
             lsm_profile: given(self.lsm_profile),

@@ -455,6 +455,253 @@ fn systemd_has_a_scope_for_a_restored_container() {
     assert_eq!(String::from_utf8_lossy(&state.stdout), "inactive\n");
 }
 
+/// A container with a script that says in its root when it is ready.
+fn ready(script: &str) -> Bundle {
+    let bundle = Bundle::with(|c| {
+        c["root"]["readonly"] = json!(false);
+        sh(c, script);
+    });
+    up(&bundle);
+    assert!(eventually(|| bundle.rootfs("ready").exists()));
+    bundle
+}
+
+/// A checkpoint that CRIU refuses without `option`, and that is restored with it.
+fn only_with(bundle: &Bundle, option: &[&str]) {
+    let work = bundle.beside("work");
+    let refused = checkpoint(bundle)
+        .args(["--work-path", work.to_str().unwrap()])
+        .run();
+    refused.fails_with("dump.log");
+    assert_eq!(bundle.status(), "running", "{option:?}");
+    // The log is where it was asked for, and not beside the images.
+    assert!(work.join("dump.log").is_file());
+    assert!(!images(bundle).join("dump.log").exists());
+    fs::remove_dir_all(images(bundle)).unwrap();
+    checkpoint(bundle).args(option).ok();
+    restore(bundle, option).ok();
+    assert_eq!(bundle.status(), "running", "{option:?}");
+}
+
+#[test]
+fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
+    requires!(root, criu);
+    let bundle = ready("exec flock /lock -c ': >/ready; while :; do sleep 0.1; done'");
+    only_with(&bundle, &["--file-locks"]);
+    let file = fs::File::open(bundle.rootfs("lock")).unwrap();
+    assert!(matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn connections_are_checkpointed_where_that_is_asked_for() {
+    requires!(root, criu);
+    let bundle = ready(
+        "mkfifo /in; nc -l -p 5000 >/heard & sleep 0.5; nc 127.0.0.1 5000 </in & exec 3>/in; \
+         echo one >&3; until [ -s /heard ]; do sleep 0.1; done; : >/ready; \
+         until [ -e /go ]; do sleep 0.1; done; echo two >&3; while :; do sleep 0.1; done",
+    );
+    only_with(&bundle, &["--tcp-established"]);
+    fs::write(bundle.rootfs("go"), "").unwrap();
+    let heard = bundle.rootfs("heard");
+    assert!(eventually(
+        || fs::read_to_string(&heard).unwrap() == "one\ntwo\n"
+    ));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_file_without_a_name_is_checkpointed_where_links_may_be_made() {
+    requires!(root, criu);
+    let bundle = ready(
+        "echo kept >/first; ln /first /second; exec 3</first; rm /first; : >/ready; \
+         until [ -e /go ]; do sleep 0.1; done; cat <&3 >/copy; while :; do sleep 0.1; done",
+    );
+    let work = bundle.beside("work");
+    let call = |options: &[&str]| {
+        let call = checkpoint(&bundle).args(["--work-path", work.to_str().unwrap()]);
+        call.args(options)
+    };
+    call(&[]).run().fails_with("dump.log");
+    fs::remove_dir_all(images(&bundle)).unwrap();
+    call(&["--link-remap"]).ok();
+    restore(&bundle, &[]).ok();
+    fs::write(bundle.rootfs("go"), "").unwrap();
+    let copy = bundle.rootfs("copy");
+    assert!(eventually(
+        || fs::read_to_string(&copy).is_ok_and(|text| text == "kept\n")
+    ));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn an_empty_network_namespace_is_left_to_whoever_sets_it_up() {
+    requires!(root, criu, command "ip");
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 1);
+    let devices = || {
+        let seen = bundle
+            .verb(["exec", &bundle.id, "cat", "/proc/net/dev"])
+            .ok();
+        seen.stdout
+            .lines()
+            .skip(2)
+            .map(|line| line.split(':').next().unwrap().trim().to_owned())
+            .collect::<Vec<_>>()
+    };
+    bundle
+        .verb([
+            "exec", &bundle.id, "ip", "link", "add", "dummy7", "type", "dummy",
+        ])
+        .run();
+    checkpoint(&bundle).args(["--empty-ns", "network"]).ok();
+    restore(&bundle, &["--empty-ns", "network"]).ok();
+    assert_eq!(devices(), ["lo"]);
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+/// CRIU as the one that receives or gives pages, on the loopback device.
+struct Pages(std::process::Child);
+
+impl Pages {
+    fn start(args: &[&str], images: &Path) -> Self {
+        let child = Command::new("criu")
+            .args(args)
+            .arg("--images-dir")
+            .arg(images)
+            .stdin(std::process::Stdio::null())
+            .spawn();
+        Self(child.expect("criu"))
+    }
+
+    fn done(mut self) {
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+/// A port of the loopback device that nobody listens at.
+fn free_port() -> u16 {
+    let any = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    any.local_addr().unwrap().port()
+}
+
+fn is_listened_at(port: u16) -> bool {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let own = format!(":{port:04X} 00000000:0000 0A");
+    table.lines().any(|line| line.contains(&own))
+}
+
+#[test]
+fn pages_go_to_a_server_where_there_is_one() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 5);
+    let port = free_port();
+    let port_text = port.to_string();
+    fs::create_dir(images(&bundle)).unwrap();
+    let server = Pages::start(
+        &[
+            "page-server",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port_text,
+        ],
+        &images(&bundle),
+    );
+    assert!(eventually(|| is_listened_at(port)));
+    let elsewhere = bundle.beside("elsewhere");
+    let address = format!("127.0.0.1:{port}");
+    bundle
+        .verb(["checkpoint", "--page-server", &address, "--image-path"])
+        .arg(&elsewhere)
+        .arg(&bundle.id)
+        .ok();
+    server.done();
+    let named = |dir: &Path| {
+        let entries = fs::read_dir(dir).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let pages = |dir: &Path| named(dir).iter().any(|name| name.starts_with("pages-"));
+    assert!(pages(&images(&bundle)));
+    assert!(!pages(&elsewhere), "{:?}", named(&elsewhere));
+    for name in named(&elsewhere) {
+        fs::rename(elsewhere.join(&name), images(&bundle).join(&name)).unwrap();
+    }
+    let stopped_at = count(&bundle);
+    restore(&bundle, &[]).ok();
+    counts_from(&bundle, stopped_at);
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn pages_are_fetched_when_they_are_wanted() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 5);
+    let port = free_port();
+    let port_text = port.to_string();
+    let address = format!("127.0.0.1:{port}");
+    // It waits for those who fetch, and says on a descriptor when they can.
+    let status = bundle.beside("status");
+    let giving = checkpoint(&bundle)
+        .args([
+            "--lazy-pages",
+            "--page-server",
+            &address,
+            "--status-fd",
+            "9",
+        ])
+        .under(["sh", "-c", "exec \"$0\" \"$@\" 9>\"$STATUS\""])
+        .env("STATUS", &status)
+        .spawn();
+    assert!(eventually(
+        || fs::read(&status).is_ok_and(|said| said == b"\0")
+    ));
+    let stopped_at = count(&bundle);
+    let fetching = Pages::start(
+        &[
+            "lazy-pages",
+            "--page-server",
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port_text,
+        ],
+        &images(&bundle),
+    );
+    assert!(eventually(|| images(&bundle)
+        .join("lazy-pages.socket")
+        .exists()));
+    // The first of the name lives until its pages are gone.
+    let second = format!("{}-lazy", bundle.id);
+    let path = bundle.config()["linux"]["cgroupsPath"].clone();
+    bundle.edit(|c| c["linux"]["cgroupsPath"] = json!(format!("{}-lazy", path.as_str().unwrap())));
+    bundle
+        .verb(["restore", "--detach", "--lazy-pages", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .args(["--work-path", images(&bundle).to_str().unwrap()])
+        .arg(&second)
+        .ok();
+    counts_from(&bundle, stopped_at);
+    fetching.done();
+    giving.wait().ok();
+    bundle.verb(["delete", "--force", &second]).ok();
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
 #[test]
 fn a_restore_that_fails_leaves_nothing_behind() {
     requires!(root, criu);
