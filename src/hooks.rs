@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
     kind: &'static str,
     index: usize,
     program: Program,
+    /// Whether the configuration says what its environment is, be it nothing.
+    names_env: bool,
     limit: Option<Duration>,
     output: Output,
 }
@@ -87,19 +89,13 @@ impl Prepared {
 
     /// Prepares the list of the hook point `kind` (the specification's name, for messages).
     ///
-    /// `inherited` is the environment of hooks that name none: empty for hooks in the runtime's namespace, `process.env`
-    /// for startContainer. Errors: a path that is not absolute, a NUL byte, a time limit that is not positive.
-    pub(crate) fn list(
-        kind: &'static str,
-        hooks: &[Hook],
-        inherited: &[String],
-        output: &Output,
-    ) -> Result<Vec<Self>> {
+    /// Errors: a path that is not absolute, a NUL byte, a time limit that is not positive.
+    pub(crate) fn list(kind: &'static str, hooks: &[Hook], output: &Output) -> Result<Vec<Self>> {
         hooks
             .iter()
             .enumerate()
             .map(|(index, hook)| {
-                Self::new(kind, index, hook, inherited, output)
+                Self::new(kind, index, hook, output)
                     .with_context(|| format!("{kind} hook #{index}"))
             })
             .collect()
@@ -110,13 +106,7 @@ impl Prepared {
         self.output.0.iter().flatten().map(|file| file.as_fd())
     }
 
-    fn new(
-        kind: &'static str,
-        index: usize,
-        hook: &Hook,
-        inherited: &[String],
-        output: &Output,
-    ) -> Result<Self> {
+    fn new(kind: &'static str, index: usize, hook: &Hook, output: &Output) -> Result<Self> {
         let path = hook.path();
         ensure!(
             path.is_absolute(),
@@ -142,7 +132,7 @@ impl Prepared {
         let env = hook
             .env()
             .as_deref()
-            .unwrap_or(inherited)
+            .unwrap_or_default()
             .iter()
             .map(|entry| terminated("environment variable", entry))
             .collect::<Result<_>>()?;
@@ -150,9 +140,17 @@ impl Prepared {
             kind,
             index,
             program: Program::new(path, argv, env),
+            names_env: hook.env().is_some(),
             limit,
             output: output.clone(),
         })
+    }
+
+    /// Give it this environment if it names none itself. COMPAT: a startContainer hook has the payload's, as with runc.
+    pub(crate) fn inherit(&mut self, env: &[CString]) {
+        if !self.names_env {
+            self.program.set_env(env.to_vec());
+        }
     }
 
     /// Runs the hook with the container's state on its stdin (see [`State`]) and waits for its end.
@@ -313,6 +311,8 @@ pub(crate) fn state_json(state: &State<'_>) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CStr;
+
     use oci_spec::runtime::HookBuilder;
 
     fn hook(script: &str) -> HookBuilder {
@@ -323,7 +323,7 @@ mod tests {
 
     fn failure(hook: HookBuilder) -> String {
         let hooks = [hook.build().unwrap()];
-        Prepared::list("createRuntime", &hooks, &[], &Output::default()).unwrap()[0]
+        Prepared::list("createRuntime", &hooks, &Output::default()).unwrap()[0]
             .run(b"{}")
             .unwrap_err()
             .to_string()
@@ -356,30 +356,26 @@ mod tests {
     #[test]
     fn hook_without_env_gets_the_inherited_one_and_with_env_its_own() {
         let print = || hook("echo \"${A-unset} ${B-unset}\" >&2; exit 1");
-        let run = |hook: HookBuilder, inherited: &[String]| {
-            Prepared::list(
-                "startContainer",
-                &[hook.build().unwrap()],
-                inherited,
-                &Output::default(),
-            )
-            .unwrap()[0]
-                .run(b"")
-                .unwrap_err()
-                .stderr
-                .bytes()
-                .to_vec()
+        let run = |hook: HookBuilder, inherited: &[&CStr]| {
+            let hooks = [hook.build().unwrap()];
+            let mut hook = Prepared::list("startContainer", &hooks, &Output::default()).unwrap();
+            let inherited: Vec<_> = inherited.iter().map(|line| (*line).to_owned()).collect();
+            hook[0].inherit(&inherited);
+            hook[0].run(b"").unwrap_err().stderr.bytes().to_vec()
         };
-        let env = |text: &str| vec![text.to_owned()];
         assert_eq!(run(print(), &[]), b"unset unset\n");
-        assert_eq!(run(print(), &env("A=1")), b"1 unset\n");
-        assert_eq!(run(print().env(env("B=2")), &env("A=1")), b"unset 2\n");
+        assert_eq!(run(print(), &[c"A=1"]), b"1 unset\n");
+        assert_eq!(
+            run(print().env(["B=2".to_owned()]), &[c"A=1"]),
+            b"unset 2\n"
+        );
+        assert_eq!(run(print().env([]), &[c"A=1"]), b"unset unset\n");
     }
 
     #[test]
     fn text_is_cut_to_the_buffer_at_a_character() {
         let hooks = [hook("echo ää >&2; exit 1").build().unwrap()];
-        let failure = Prepared::list("poststop", &hooks, &[], &Output::default()).unwrap()[0]
+        let failure = Prepared::list("poststop", &hooks, &Output::default()).unwrap()[0]
             .run(b"")
             .unwrap_err();
         let whole = failure.to_string();
@@ -393,13 +389,8 @@ mod tests {
     #[test]
     fn bad_hooks_are_refused_before_anything_runs() {
         let refuse = |hook: HookBuilder| {
-            let error = Prepared::list(
-                "prestart",
-                &[hook.build().unwrap()],
-                &[],
-                &Output::default(),
-            )
-            .unwrap_err();
+            let hooks = [hook.build().unwrap()];
+            let error = Prepared::list("prestart", &hooks, &Output::default()).unwrap_err();
             format!("{error:#}")
         };
         assert_eq!(

@@ -41,6 +41,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, fchown, fchownat, read, unlinkat, write};
 
+use crate::sys::errno::Words;
 use crate::sys::{bpf, fd};
 
 pub(crate) use devices::Devices;
@@ -132,9 +133,12 @@ impl Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `io::Error` writes the error as all other messages of the program do.
-        let cause = std::io::Error::from(self.errno).to_string().to_lowercase();
-        write!(f, "make cgroup {}: {cause}", self.path.display())
+        write!(
+            f,
+            "make cgroup {}: {}",
+            self.path.display(),
+            Words(self.errno)
+        )
     }
 }
 
@@ -1105,12 +1109,12 @@ mod tests {
         };
         assert_eq!(
             words(true, true),
-            "unable to apply cgroup configuration: make cgroup /web: permission denied (os error 13)",
+            "unable to apply cgroup configuration: make cgroup /web: permission denied",
         );
         assert_eq!(
             words(false, true),
             "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: \
-             make cgroup /web: permission denied (os error 13)",
+             make cgroup /web: permission denied",
         );
         assert!(refusal(Path::new("/web"), Errno::EPERM).is::<Refused>());
         assert!(refusal(Path::new("/web"), Errno::EROFS).is::<Refused>());

@@ -169,6 +169,10 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
         env.retain(|line| !line.to_bytes().starts_with(b"LISTEN_PID="));
         env.extend(CString::new(line));
     }
+    for hook in &mut given.start_container {
+        hook.inherit(&env);
+    }
+    let plan = &given.plan.process;
     let mut program = Program {
         path: given.check(
             CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL),

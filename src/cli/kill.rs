@@ -30,7 +30,7 @@ impl Verb for Kill {
     const ARGUMENTS: Count = Count::Between(1, 2);
 
     fn run(self, global: &Global) -> Result<u8> {
-        let signal = parse_signal(self.arguments.get(1).map_or("TERM", String::as_str))?;
+        let signal = parse_signal(self.arguments.get(1).map_or("", String::as_str))?;
         let kill = |id: &Id| {
             let sent = match self.all {
                 true => container::kill_all(&global.root, id, signal),
@@ -56,8 +56,11 @@ impl Verb for Kill {
     }
 }
 
-/// A number, or a name in any case, with or without SIG; RTMIN+n and RTMAX-n too.
+/// A number, or a name in any case, with or without SIG; RTMIN+n and RTMAX-n too. COMPAT: an empty word is TERM.
 fn parse_signal(text: &str) -> Result<i32> {
+    if text.is_empty() {
+        return Ok(libc::SIGTERM);
+    }
     if let Ok(number @ 0..=64) = text.parse() {
         return Ok(number);
     }

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::AT_FDCWD;
 use serde_json::{Map, Value, json};
 
 use super::{Count, Global, Verb, only_id};
 use crate::container::{self, Schemata};
 use crate::report;
 use crate::spec;
+use crate::sys::fd;
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Update {
@@ -120,13 +122,14 @@ impl Verb for Update {
 }
 
 fn read(file: &std::path::Path) -> Result<Vec<u8>> {
-    let mut raw = Vec::new();
-    let read = match file.as_os_str() == "-" {
-        true => std::io::stdin().read_to_end(&mut raw),
-        false => std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut raw)),
+    let raw = match file.as_os_str() == "-" {
+        true => {
+            let mut raw = Vec::new();
+            std::io::stdin().read_to_end(&mut raw).map(|_| raw)
+        }
+        false => fd::read_file(AT_FDCWD, file),
     };
-    read.with_context(|| format!("read resources from {}", file.display()))?;
-    Ok(raw)
+    raw.with_context(|| format!("read resources from {}", file.display()))
 }
 
 impl Update {

@@ -26,7 +26,7 @@ use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
 use crate::hooks;
 use crate::idmap::{self, Maps, Range};
-use crate::launch::{self, Carrier, HookFailed, Launched, Request};
+use crate::launch::{self, HookFailed, Launched, Request};
 use crate::plan::host::Host;
 use crate::plan::{Options, Plan};
 use crate::report::{self, debug};
@@ -244,7 +244,7 @@ impl<'a> Draft<'a> {
             record.intel_rdt_path = Some(rdt.path());
             record.rdt = Some(rdt.traces());
         }
-        record.root_mount = prepared.carrier().map(Carrier::id);
+        record.root_mount = prepared.carrier().map(|carrier| carrier.mark().clone());
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,

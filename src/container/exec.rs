@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxNamespaceType as Kind, Process, User,
@@ -310,7 +310,8 @@ fn describe(bundle: &mut Bundle, wanted: &Wanted) -> Result<()> {
     let containers = bundle.spec.process().clone();
     match wanted {
         Wanted::File(path) => {
-            let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let text = fd::read_file(AT_FDCWD, path)
+                .with_context(|| format!("read {}", path.display()))?;
             bundle
                 .take_process(&text)
                 .with_context(|| path.display().to_string())?;

@@ -176,7 +176,10 @@ impl Console {
             input: true,
             output: true,
         };
-        console.resize();
+        // A size that the configuration names is what the payload begins with.
+        if pty::window_size(console.master.as_fd())? == pty::WindowSize::default() {
+            console.resize();
+        }
         Ok(console)
     }
 

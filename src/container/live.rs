@@ -1,9 +1,9 @@
 //! `mounts`: mounts of a container that runs, made or taken away.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::AT_FDCWD;
 use nix::unistd::Uid;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, MountBuilder};
 
@@ -18,6 +18,7 @@ use crate::plan::namespaces::Namespaces;
 use crate::plan::{Options, Plan};
 use crate::report;
 use crate::spec::{self, Bundle};
+use crate::sys::fd;
 
 /// Make the mounts that `file` lists, an array as `mounts` of a config.json is one, in a container that is created, running
 /// or paused; or detach what is mounted at their destinations. Relative sources are below the bundle.
@@ -28,7 +29,7 @@ pub(crate) fn change_mounts(root: &Path, id: &Id, live: Live, file: &Path) -> Re
     if !Uid::effective().is_root() {
         bail!("mounts: only root can change the mounts of a running container");
     }
-    let text = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let text = fd::read_file(AT_FDCWD, file).with_context(|| format!("read {}", file.display()))?;
     let (locked, record) = held(root, id, alive)?;
     let mut bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
     bundle

@@ -383,7 +383,7 @@ fn run_hooks(
         report::warn(format_args!("{}", report::sentence(&error)));
         Output::default()
     });
-    for hook in Prepared::list(kind, hooks, &[], &output)? {
+    for hook in Prepared::list(kind, hooks, &output)? {
         report::debug!("run a {kind} hook");
         if let Err(failure) = hook.run(&state) {
             errors.push(anyhow!(failure));
@@ -649,7 +649,7 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     report::debug!("delete {}: remove its cgroup", record.id);
     errors.extend(remove_cgroup(record).err());
     errors.extend(leave_class(record).err());
-    if let Some(mount) = record.root_mount {
+    if let Some(mount) = &record.root_mount {
         errors.extend(launch::take_away(&record.rootfs, mount).err());
     }
     all_well(errors)?;

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Fault, Id};
 use crate::cgroup::{Traces, Unit};
+use crate::launch::Mark;
 use crate::sys::pidfd;
 
 /// The version of the record's layout that this release writes.
@@ -83,9 +84,9 @@ pub(crate) struct Record {
     /// What it has in a resctrl file system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rdt: Option<Traces>,
-    /// The number of the mount over its root that carries its own, where these are in the runtime's mount namespace.
+    /// The mount over its root that carries its own, where these are in a mount namespace that was there before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) root_mount: Option<u64>,
+    pub(crate) root_mount: Option<Mark>,
     /// The unit of systemd's that has it, with the systemd driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unit: Option<Unit>,
@@ -260,12 +261,15 @@ impl Dir {
     /// Makes the state directory of a new container and locks it. Errors: [`Fault::Exists`].
     pub(crate) fn create(root: &Path, id: &Id) -> Result<Locked> {
         let path = root.join(id.as_str());
+        let mut made_root = false;
         loop {
             match fs::DirBuilder::new().mode(0o711).create(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(Fault::Exists),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Once: /proc and its like say so of every name.
+                Err(error) if error.kind() == ErrorKind::NotFound && !made_root => {
                     make_root(root)?;
+                    made_root = true;
                     continue;
                 }
                 Err(error) => {
@@ -288,8 +292,13 @@ impl Dir {
                 return Err(error).context("lock state directory");
             }
             let locked = Locked(dir);
-            if locked.is_removed()? {
-                continue;
+            match locked.is_removed() {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => {
+                    locked.remove()?;
+                    return Err(error);
+                }
             }
             // Passable for the container's root in its user namespace, whatever our umask is.
             let passable = locked

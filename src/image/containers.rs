@@ -17,8 +17,9 @@ use serde_json::Value;
 
 use crate::idmap;
 
-use super::mounts::lower_list;
+use super::mounts::{Named, lower_list, named};
 use super::userns;
+use super::volume::Places;
 
 /// The version of the runtime's `state.json` that is understood.
 const STATE_SCHEMA: u32 = 1;
@@ -66,6 +67,17 @@ impl RuntimeRoots {
             userns::state_root().context("what containers use is not known")?;
         }
         Ok(Self::new(named))
+    }
+
+    /// The same and one more, where containers may have been made by commands of another session.
+    pub(crate) fn with(&self, more: impl IntoIterator<Item = PathBuf>) -> Self {
+        let mut roots = self.clone();
+        for dir in more {
+            if !roots.usual.contains(&dir) && !roots.named.contains(&dir) {
+                roots.usual.push(dir);
+            }
+        }
+        roots
     }
 
     /// Unix seconds: when a container was last made or deleted.
@@ -186,15 +198,6 @@ impl Containers {
     }
 }
 
-/// Whether a mount of `container` comes from `path`, from below it, or from the directory that holds it.
-pub(crate) fn mounts_from(container: &Container, path: &Path) -> bool {
-    let (place, parent) = (Place::of(path), path.parent().map(Place::of));
-    container
-        .paths
-        .iter()
-        .any(|source| place.holds(source) || parent.as_ref().is_some_and(|dir| dir.is(source)))
-}
-
 /// A directory, as it is written and with links resolved: the runtime keeps paths as they were typed.
 struct Place(Vec<PathBuf>);
 
@@ -209,13 +212,6 @@ impl Place {
         let mut spellings = [path].into_iter().chain(resolved.as_deref());
         spellings.any(|path| self.0.iter().any(|dir| path.starts_with(dir)))
     }
-
-    fn is(&self, path: &Path) -> bool {
-        let resolved = path.canonicalize().ok();
-        self.0
-            .iter()
-            .any(|dir| path == dir || resolved.as_ref() == Some(dir))
-    }
 }
 
 /// What there is to know of a `state.json`.
@@ -225,6 +221,9 @@ struct State {
     rootfs: PathBuf,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    /// The sources of mounts, where the configuration is not beside it.
+    #[serde(skip)]
+    mounts: Vec<PathBuf>,
 }
 
 /// One state directory. None for a file beside them, and for a directory that went away meanwhile.
@@ -241,10 +240,15 @@ fn container(dir: &Path) -> Result<Option<Container>> {
         id: name.to_string_lossy().into_owned(),
         ..Container::default()
     };
-    if let Some(bytes) = read(&dir.join("state.json")).with_context(context)? {
-        let state = parse_state(&bytes)
-            .with_context(|| format!("read {}", dir.join("state.json").display()))?;
+    // crun's file has another name.
+    for file in ["state.json", "status"] {
+        let file = dir.join(file);
+        let Some(bytes) = read(&file).with_context(context)? else {
+            continue;
+        };
+        let state = parse_state(&bytes).with_context(|| format!("read {}", file.display()))?;
         found.paths.push(state.rootfs);
+        found.paths.extend(state.mounts);
         found.annotations.extend(state.annotations.into_values());
         found.bundle = Some(state.bundle);
     }
@@ -267,8 +271,66 @@ fn parse_state(bytes: &[u8]) -> Result<State> {
     match version.schema {
         Some(STATE_SCHEMA) => Ok(serde_json::from_slice(bytes)?),
         Some(other) => bail!("state version {other}, this release knows {STATE_SCHEMA}"),
-        None => bail!("not the record of a container of this runtime"),
+        None => {
+            let foreign = runcs(bytes).or_else(|| cruns(bytes));
+            foreign.context("not the record of a container of this runtime, runc or crun")
+        }
     }
+}
+
+/// What runc writes: its own configuration, in which the bundle is a label and annotations are the others.
+fn runcs(bytes: &[u8]) -> Option<State> {
+    #[derive(Deserialize)]
+    struct Whole {
+        config: Config,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        rootfs: PathBuf,
+        mounts: Option<Vec<Mount>>,
+        labels: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Mount {
+        #[serde(default)]
+        source: PathBuf,
+    }
+    let Whole { config } = serde_json::from_slice(bytes).ok()?;
+    let labels = config
+        .labels
+        .iter()
+        .filter_map(|label| label.split_once('='));
+    let mut annotations: BTreeMap<_, _> =
+        labels.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    Some(State {
+        bundle: annotations.remove("bundle")?.into(),
+        rootfs: config.rootfs,
+        annotations,
+        mounts: config
+            .mounts
+            .into_iter()
+            .flatten()
+            .map(|mount| mount.source)
+            .collect(),
+    })
+}
+
+/// What crun writes beside a copy of the configuration.
+fn cruns(bytes: &[u8]) -> Option<State> {
+    #[derive(Deserialize)]
+    struct Status {
+        bundle: PathBuf,
+        rootfs: PathBuf,
+        #[serde(rename = "cgroup-path")]
+        _cgroup: serde::de::IgnoredAny,
+    }
+    let status: Status = serde_json::from_slice(bytes).ok()?;
+    Some(State {
+        bundle: status.bundle,
+        rootfs: status.rootfs,
+        annotations: BTreeMap::new(),
+        mounts: Vec::new(),
+    })
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
@@ -280,6 +342,20 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 impl Container {
+    /// The volumes that its mounts lead to: by what is there, and by what is written where nothing is there any more.
+    pub(crate) fn volumes<'a>(&'a self, places: &'a Places) -> impl Iterator<Item = String> + 'a {
+        let there = self
+            .paths
+            .iter()
+            .flat_map(|path| places.through(path))
+            .map(str::to_owned);
+        let written = self.paths.iter().flat_map(|path| named(path));
+        there.chain(written.filter_map(|named| match named {
+            Named::Volume(name) => Some(name),
+            Named::Layer(_) => None,
+        }))
+    }
+
     /// What the frozen configuration names.
     fn configuration(&mut self, config: &Value) {
         if let Some(root) = config["root"]["path"].as_str() {
@@ -359,9 +435,30 @@ mod tests {
             web.paths,
             ["/b/web/rootfs", "/b/web/proc", "/v/db", "/b/web/volumes/0"].map(PathBuf::from)
         );
-        assert!(mounts_from(web, Path::new("/v/db")) && !mounts_from(web, Path::new("/v/d")));
         assert_eq!(found.of_bundle(Path::new("/b/web")).count(), 1);
         assert_eq!(found.of_bundle(Path::new("/b/we")).count(), 0);
+
+        // Of other runtimes' containers, as runc and crun write them.
+        let config = fs::read(root.join("web/config.json")).unwrap();
+        fs::remove_file(root.join("web/config.json")).unwrap();
+        let state = r#"{"id":"web","config":{"rootfs":"/b/web/rootfs","labels":["bundle=/b/web","a=b=c"],
+            "mounts":[{"source":"proc"},{"source":"/v/db"}]}}"#;
+        fs::write(root.join("web/state.json"), state).unwrap();
+        let found = read(root).unwrap();
+        let web = &found.all()[1];
+        assert_eq!(web.bundle, Some(PathBuf::from("/b/web")));
+        assert_eq!(web.annotations, ["b=c"]);
+        let paths = ["/b/web/rootfs", "/b/web/proc", "/v/db"].map(PathBuf::from);
+        assert_eq!(web.paths, paths);
+        fs::remove_file(root.join("web/state.json")).unwrap();
+        let status = r#"{"pid":3,"cgroup-path":"/web","rootfs":"rootfs","bundle":"/b/web"}"#;
+        fs::write(root.join("web/status"), status).unwrap();
+        fs::write(root.join("web/config.json"), config).unwrap();
+        let found = read(root).unwrap();
+        let web = &found.all()[1];
+        assert_eq!(web.bundle, Some(PathBuf::from("/b/web")));
+        assert!(web.paths.contains(&PathBuf::from("/v/db")));
+        fs::remove_file(root.join("web/status")).unwrap();
 
         // B-4: what cannot be read may use anything.
         for broken in ["{", "{}", r#"{"schema":2,"bundle":"/b","rootfs":"/b/r"}"#] {

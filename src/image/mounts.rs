@@ -3,36 +3,49 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
 
 use crate::sys::mount::unescape;
 
-/// Paths that some mount stands on.
+/// This process, whose mount namespace is ours.
+const SELF: &str = "/proc/self";
+
+/// What mounts stand on.
 #[derive(Debug, Default)]
 pub(crate) struct Mounted {
-    pub(crate) paths: BTreeSet<PathBuf>,
+    /// Of each mount that says so: its root within the file system, the lower directories of an overlay.
+    pub(crate) paths: BTreeSet<BTreeSet<PathBuf>>,
     /// What is mounted: the number of the file system, and the path in it.
     trees: BTreeSet<(Vec<u8>, PathBuf)>,
+    /// The upper directories of overlays in other namespaces than ours, as they were given.
+    upper: BTreeSet<PathBuf>,
+    /// Mount namespaces that a mount keeps, as links in /proc name them, and where they can be opened.
+    kept: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Read the mount tables of all processes, each mount namespace once.
 ///
 /// A process that goes away meanwhile, or that we may not look into, is passed over: an ordinary user's command sees those
 /// of no other, and root in a container not those with more rights than its own. A namespace in which no process lives is
-/// not seen either: nobody uses what is mounted there.
+/// entered where a mount keeps it (`unshare --mount=FILE`).
 ///
 /// # Errors
-/// Our own table, /proc itself or a process cannot be read for another reason: what is mounted there is not known.
+/// Our own table, /proc itself, a process or a namespace cannot be read for another reason: what is mounted there is not
+/// known.
 pub(crate) fn mounted() -> Result<Mounted> {
     let mut found = Mounted::default();
     let own = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-    found.add(&own, Path::new("/proc/self"));
+    found.add(&own, Path::new(SELF));
     let mut seen = HashSet::new();
     seen.extend(std::fs::read_link("/proc/self/ns/mnt").ok());
     for process in std::fs::read_dir("/proc").context("read /proc")? {
@@ -68,7 +81,40 @@ pub(crate) fn mounted() -> Result<Mounted> {
             }
         }
     }
+    // What is found in one may keep another.
+    while let Some((namespace, file)) = found.kept.pop() {
+        if seen.insert(namespace)
+            && let Some(table) = seen_of(table_of(&file), &file)?
+        {
+            found.add(&table, Path::new("/proc/thread-self"));
+        }
+    }
     Ok(found)
+}
+
+/// The mount table of a namespace, given the file that it is mounted on.
+fn table_of(file: &Path) -> io::Result<Vec<u8>> {
+    let namespace = File::open(file)?;
+    let proc = File::open("/proc")?;
+    // A thread of its own, since it does not come back.
+    std::thread::scope(|scope| {
+        let look = || -> io::Result<Vec<u8>> {
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(&namespace, CloneFlags::CLONE_NEWNS)?;
+            let table = "thread-self/mountinfo";
+            let table = openat(
+                &proc,
+                table,
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            )?;
+            let mut bytes = Vec::new();
+            File::from(table).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let looked = scope.spawn(look).join();
+        looked.unwrap_or_else(|_| Err(io::Error::other("the thread that looks ended")))
+    })
 }
 
 /// What was read of a process; none where it went away meanwhile, or is closed to us.
@@ -88,32 +134,49 @@ impl Mounted {
     /// The paths in the mount table of `process`, its directory in /proc: as they are written, and with links resolved
     /// as the process sees them. A relative one was relative to whoever mounted it, which may be the process.
     fn add(&mut self, table: &[u8], process: &Path) {
-        paths(table, &mut self.paths);
+        let overlay = b" - overlay ";
         for line in table.split(|byte| *byte == b'\n') {
             if let Some(place) = Place::of(line) {
+                let nsfs = b" - nsfs ";
+                if place.root.as_os_str().as_bytes().starts_with(b"mnt:[")
+                    && line.windows(nsfs.len()).any(|words| words == nsfs)
+                {
+                    let point = place.point.strip_prefix("/").unwrap_or(&place.point);
+                    let file = process.join("root").join(point);
+                    self.kept.push((place.root.clone(), file));
+                }
                 self.trees.insert((place.device.to_vec(), place.root));
             }
-        }
-        let overlay = b" - overlay ";
-        let mut lower = BTreeSet::new();
-        for line in table.split(|byte| *byte == b'\n') {
+            let mut all = paths(line);
+            if process != Path::new(SELF) {
+                upper_directory(line, &mut self.upper);
+            }
             if line.windows(overlay.len()).any(|words| words == overlay) {
-                paths(line, &mut lower);
+                for path in all.clone() {
+                    let seen = match path.strip_prefix("/") {
+                        Ok(below) => process.join("root").join(below),
+                        Err(_) => process.join("cwd").join(&path),
+                    };
+                    all.extend(std::fs::canonicalize(seen));
+                    // A link's absolute target leads from our root; most often that is theirs too.
+                    all.extend(std::fs::canonicalize(&path));
+                }
+            }
+            if !all.is_empty() {
+                self.paths.insert(all);
             }
         }
-        for path in lower {
-            let seen = match path.strip_prefix("/") {
-                Ok(below) => process.join("root").join(below),
-                Err(_) => process.join("cwd").join(&path),
-            };
-            self.paths.extend(std::fs::canonicalize(seen));
-            // A link's absolute target leads from our root; most often that is theirs too.
-            self.paths.extend(std::fs::canonicalize(&path));
-        }
     }
-}
 
-impl Mounted {
+    /// Whether a mount stands on the directory `dir`, which is at `path`, or on what is below it; of overlays those of other
+    /// namespaces.
+    ///
+    /// # Errors
+    /// As for [`Self::holds`].
+    pub(crate) fn stands_on(&self, dir: BorrowedFd, path: &Path) -> Result<bool> {
+        Ok(self.upper.iter().any(|upper| upper.starts_with(path)) || self.holds(dir)?)
+    }
+
     /// Whether the directory `dir`, or something below it, is mounted somewhere: not only as a part of what holds it.
     ///
     /// # Errors
@@ -164,19 +227,39 @@ impl<'line> Place<'line> {
     }
 }
 
-/// The paths in a mount table (proc_pid_mountinfo(5)): of each mount its root within the file system, and of an overlay
-/// its lower directories, as they were given.
-fn paths(table: &[u8], into: &mut BTreeSet<PathBuf>) {
-    for line in table.split(|byte| *byte == b'\n') {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let Some(root) = fields.nth(3) else { continue };
-        if root != b"/" {
-            into.insert(path(&unescape(root)));
-        }
-        let mut after = fields.skip_while(|field| *field != b"-").skip(1);
-        let (kind, _source, options) = (after.next(), after.next(), after.next());
-        if kind == Some(b"overlay") {
-            lower_directories(options.unwrap_or_default(), into);
+/// The paths in a line of a mount table (proc_pid_mountinfo(5)): the mount's root within the file system, and of an
+/// overlay its lower directories, as they were given.
+fn paths(line: &[u8]) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut fields = line.split(|byte| *byte == b' ');
+    let Some(root) = fields.nth(3) else {
+        return found;
+    };
+    if root != b"/" {
+        found.insert(path(&unescape(root)));
+    }
+    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, _source, options) = (after.next(), after.next(), after.next());
+    if kind == Some(b"overlay") {
+        lower_directories(options.unwrap_or_default(), &mut found);
+    }
+    found
+}
+
+/// The upper directory in the options of a line's overlay.
+fn upper_directory(line: &[u8], into: &mut BTreeSet<PathBuf>) {
+    let mut after = line
+        .split(|byte| *byte == b' ')
+        .skip_while(|field| *field != b"-");
+    let (kind, options) = (after.nth(1), after.nth(1));
+    if kind != Some(b"overlay") {
+        return;
+    }
+    for option in options.unwrap_or_default().split(|byte| *byte == b',') {
+        if let Some(upper) = option.strip_prefix(b"upperdir=") {
+            // Of its escapes the mount table's are the outer ones.
+            let inner: Vec<u8> = lower_list(&unescape(upper)).concat();
+            into.insert(path(&inner));
         }
     }
 }
@@ -259,9 +342,9 @@ mod tests {
     use super::*;
 
     fn found(table: &str) -> Vec<String> {
-        let mut into = BTreeSet::new();
-        paths(table.as_bytes(), &mut into);
-        into.iter().map(|path| path.display().to_string()).collect()
+        let lines = table.as_bytes().split(|byte| *byte == b'\n');
+        let all: BTreeSet<_> = lines.flat_map(paths).collect();
+        all.iter().map(|path| path.display().to_string()).collect()
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub(crate) fn run(
         path: claim.path.clone(),
         id: id.clone(),
         passing: !request.keep,
-        nested: true,
+        state_root: Some(state_root.clone()),
     };
     let made = bundle::make(&store, &place, &request.bundle, &Progress::new(quiet));
     let record = match made {

@@ -93,6 +93,8 @@ pub(crate) struct Usage {
     /// Unfinished work and trash; reclaimable where its command is dead.
     pub(crate) staging: Line,
     pub(crate) volumes: Line,
+    /// The bundles of `run` that stand in the store; reclaimable where a killed command left them.
+    pub(crate) bundles: Line,
     pub(crate) total: Line,
     pub(crate) image_rows: Vec<ImageRow>,
     pub(crate) layer_rows: Vec<LayerRow>,
@@ -313,12 +315,18 @@ impl Counter<'_> {
                 .staging
                 .add(tree_size(self.store, &path)?, reclaimable);
         }
+        for (name, left) in &self.marked.runs {
+            usage
+                .bundles
+                .add(tree_size(self.store, &format!("bundles/{name}"))?, *left);
+        }
         let mut users = self.marked.volume_users(|_| true);
         for (name, volume) in &scan.volumes {
             let size = tree_size(self.store, &format!("volumes/{name}"))?;
             let used_by = users.remove(name).unwrap_or_default();
             let pinned = volume.record.as_ref().is_some_and(|record| record.pinned);
-            usage.volumes.add(size, used_by.is_empty() && !pinned);
+            let stays = pinned || volume.record.is_none();
+            usage.volumes.add(size, used_by.is_empty() && !stays);
             usage.volume_rows.push(VolumeRow {
                 name: name.clone(),
                 size,
@@ -349,6 +357,7 @@ impl Usage {
             self.orphan_blobs,
             self.staging,
             self.volumes,
+            self.bundles,
         ];
         self.total = Line {
             count: lines.iter().map(|line| line.count).sum(),
@@ -369,6 +378,7 @@ impl Usage {
             ("orphan blobs", &self.orphan_blobs),
             ("staging", &self.staging),
             ("volumes", &self.volumes),
+            ("bundles", &self.bundles),
             ("total", &self.total),
         ] {
             table.row([

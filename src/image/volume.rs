@@ -1,7 +1,11 @@
 //! Named volumes: directories of the store that outlive the containers which mount them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
@@ -10,10 +14,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::report::Hinted;
 
-use super::containers::{Containers, RuntimeRoots, mounts_from};
+use super::containers::{Containers, RuntimeRoots};
 use super::mounts::{self, Mounted};
 use super::output::visible;
-use super::store::{HeldLease, Kind, SCHEMA, Store, Trashed, VolumeRecord, now};
+use super::store::{HeldLease, Kind, SCHEMA, Store, Trashed, VolumeRecord, entries, now};
 
 /// The longest name, in bytes.
 const LONGEST_NAME: usize = 128;
@@ -38,6 +42,67 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The volumes of a store, as directories that are looked at: what a path leads to, however it is written (B-9).
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    volumes: Vec<(Inode, String)>,
+    /// What holds all of them: the directory `volumes`, the store, and those around it.
+    above: HashSet<Inode>,
+}
+
+/// The numbers of a file system and of a file in it.
+type Inode = (u64, u64);
+
+impl Places {
+    /// Of the volumes that are there now.
+    ///
+    /// # Errors
+    /// They cannot be listed, or not looked at.
+    pub(crate) fn of(store: &Store) -> Result<Self> {
+        let dir = store.root().join("volumes");
+        let look = || -> Result<Self> {
+            let mut places = Self::default();
+            for name in entries(store.subdirectory("volumes")?.as_fd())? {
+                let metadata = match std::fs::symlink_metadata(dir.join(&name)) {
+                    Ok(metadata) => metadata,
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                if let Some(name) = name.to_str().filter(|_| metadata.is_dir()) {
+                    places.volumes.push((inode(&metadata), name.to_owned()));
+                }
+            }
+            for dir in dir.canonicalize()?.ancestors() {
+                places.above.insert(inode(&std::fs::metadata(dir)?));
+            }
+            Ok(places)
+        };
+        look().with_context(|| format!("look at {}", dir.display()))
+    }
+
+    /// The volumes that can be reached through `path`: the one that it lies in, or all where it is a directory around them.
+    pub(crate) fn through(&self, path: &Path) -> Vec<&str> {
+        let Ok(path) = path.canonicalize() else {
+            return Vec::new();
+        };
+        let inodes: Vec<Inode> = path
+            .ancestors()
+            .filter_map(|dir| std::fs::metadata(dir).ok())
+            .map(|metadata| inode(&metadata))
+            .collect();
+        let all = inodes.first().is_some_and(|own| self.above.contains(own));
+        self.volumes
+            .iter()
+            .filter(|(volume, _)| all || inodes.contains(volume))
+            .map(|(_, name)| name.as_str())
+            .collect()
+    }
+}
+
+fn inode(metadata: &Metadata) -> Inode {
+    (metadata.dev(), metadata.ino())
 }
 
 /// How a volume comes about.
@@ -120,9 +185,10 @@ pub(crate) fn users(
             users.push(format!("bundle {}", record.path.display()));
         }
     }
-    let path = store.volume_path(name);
+    let places = Places::of(store)?;
     for container in containers.all() {
-        if mounts_from(container, &path) {
+        let mut volumes = container.volumes(&places);
+        if volumes.any(|volume| volume == name) {
             users.push(format!("container {}", container.id));
         }
     }
@@ -196,7 +262,7 @@ pub(crate) fn remove(store: &Store, roots: &RuntimeRoots, name: &str, force: boo
 pub(crate) fn open(store: &Store, name: &str) -> Result<(OwnedFd, bool)> {
     let fresh = create(store, name, &Wishes::default())?;
     let dir = content(store, name)?;
-    let fresh = fresh && super::store::entries(dir.as_fd())?.is_empty();
+    let fresh = fresh && entries(dir.as_fd())?.is_empty();
     Ok((dir, fresh))
 }
 

@@ -1,5 +1,5 @@
-//! The root of a container whose mounts are made in the caller's mount namespace: a mount of its own that carries all the
-//! others, so that nothing but it has to be taken away.
+//! The root of a container whose mounts are made in a mount namespace that is there already, the caller's or one that is
+//! joined: a mount of its own that carries all the others, so that nothing but it has to be taken away.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, umount2};
-use nix::sys::stat::Mode;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::{Mode, fstat, stat};
+use serde::{Deserialize, Serialize};
 
 use crate::report::{debug, warn};
 use crate::sys::errno::Words;
@@ -20,44 +22,117 @@ use crate::sys::mount::{self, Change, Reach, unescape};
 pub(crate) struct Carrier {
     path: PathBuf,
     tree: OwnedFd,
-    id: u64,
+    found: Mark,
     attached: bool,
 }
 
+/// By what a carrier is found again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    /// The kernel's number of the mount.
+    id: u64,
+    /// The mount namespace, if it is not the caller's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    namespace: Option<Joined>,
+}
+
+/// A mount namespace at a path, where there may be another one by now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Joined {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Joined {
+    fn at(path: &Path) -> nix::Result<Self> {
+        let about = stat(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            device: about.st_dev,
+            inode: about.st_ino,
+        })
+    }
+
+    /// The namespace; none where it is gone.
+    fn open(&self) -> nix::Result<Option<OwnedFd>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let file = match open(&self.path, flags, Mode::empty()) {
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(None),
+            file => file?,
+        };
+        let about = fstat(&file)?;
+        let same = (about.st_dev, about.st_ino) == (self.device, self.inode);
+        Ok(same.then_some(file))
+    }
+}
+
+/// Do something in a mount namespace, given the mount table there as an open file.
+fn inside<T: Send>(
+    namespace: &Option<OwnedFd>,
+    act: impl FnOnce() -> nix::Result<T> + Send,
+) -> nix::Result<T> {
+    let Some(namespace) = namespace else {
+        return act();
+    };
+    // A thread of its own, since it does not come back.
+    std::thread::scope(|scope| {
+        let enter = || {
+            unshare(CloneFlags::CLONE_FS)?;
+            setns(namespace, CloneFlags::CLONE_NEWNS)?;
+            act()
+        };
+        scope.spawn(enter).join().unwrap_or(Err(Errno::EAGAIN))
+    })
+}
+
 impl Carrier {
-    /// A copy of the tree at `root`, which nobody sees yet. It is nobody's peer, so that what is mounted on it stays there.
+    /// A copy of the tree at `root`, as the mount namespace at the path `namespace` or the caller's has it, which nobody sees
+    /// yet. It is nobody's peer, so that what is mounted on it stays there.
     ///
     /// # Errors
     /// Names root.path.
-    pub(super) fn new(root: &Path) -> Result<Self> {
+    pub(super) fn new(root: &Path, namespace: Option<&Path>) -> Result<Self> {
         let field = || format!("root.path {}", root.display());
-        let tree = mount::bind(root, Reach::Tree, Change::default());
-        let tree = tree.and_then(|tree| {
-            let private = Change::propagation(libc::MS_PRIVATE);
-            mount::change(tree.as_fd(), Reach::Tree, private).map(|()| tree)
-        });
-        let tree = tree
-            .map_err(|errno| anyhow!("{}", Words(errno)))
+        let copy = || {
+            let namespace = namespace.map(Joined::at).transpose()?;
+            let opened = opened(namespace.as_ref())?.ok_or(Errno::ESRCH)?;
+            let tree = inside(&opened, || {
+                let tree = mount::bind(root, Reach::Tree, Change::default())?;
+                let private = Change::propagation(libc::MS_PRIVATE);
+                mount::change(tree.as_fd(), Reach::Tree, private).map(|()| tree)
+            })?;
+            Ok((tree, namespace))
+        };
+        let (tree, namespace) = copy()
+            .map_err(|errno: Errno| anyhow!("{}", Words(errno)))
             .with_context(field)?;
+        let id = mount_id(&tree).with_context(field)?;
         Ok(Self {
-            id: mount_id(&tree).with_context(field)?,
+            found: Mark { id, namespace },
             path: root.to_owned(),
             tree,
             attached: false,
         })
     }
 
-    /// The kernel's number of the mount, by which it is found again.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
+    /// By what it is found again.
+    pub(crate) fn mark(&self) -> &Mark {
+        &self.found
     }
 
-    /// Put it over the root, where the caller and everybody in its namespace sees it.
+    /// Put it over the root, where everybody in the namespace sees it.
     pub(super) fn attach(&mut self) -> Result<OwnedFd> {
         let field = || format!("root.path {}", self.path.display());
         debug!("mount {} over itself", self.path.display());
-        let target = open_path(&self.path).with_context(field)?;
-        mount::attach(self.tree.as_fd(), target.as_fd())
+        let put = || {
+            let namespace = opened(self.found.namespace.as_ref())?.ok_or(Errno::ESRCH)?;
+            inside(&namespace, || {
+                let target = open_path(&self.path)?;
+                mount::attach(self.tree.as_fd(), target.as_fd())
+            })
+        };
+        put()
             .map_err(|errno| anyhow!("{}", Words(errno)))
             .with_context(field)?;
         self.attached = true;
@@ -79,32 +154,50 @@ impl AsFd for Carrier {
 impl Drop for Carrier {
     fn drop(&mut self) {
         if self.attached
-            && let Err(error) = take_away(&self.path, self.id)
+            && let Err(error) = take_away(&self.path, &self.found)
         {
             warn(format_args!("{error:#}"));
         }
     }
 }
 
-/// Unmount the carrier of this number from `root`, with all that is mounted on it. Nothing is done where it is gone.
+/// The namespace of a carrier: none inside is the caller's, none around it is one that is gone.
+fn opened(namespace: Option<&Joined>) -> nix::Result<Option<Option<OwnedFd>>> {
+    match namespace {
+        None => Ok(Some(None)),
+        Some(joined) => joined.open().map(|file| file.map(Some)),
+    }
+}
+
+/// Unmount the carrier from `root`, with all that is mounted on it. Nothing is done where it is gone, or its namespace.
 ///
 /// # Errors
 /// It is there, under a mount of somebody else's.
-pub(crate) fn take_away(root: &Path, id: u64) -> Result<()> {
+pub(crate) fn take_away(root: &Path, found: &Mark) -> Result<()> {
     let what = || format!("unmount {}", root.display());
-    let there = match open_path(root) {
+    let worded = |errno: Errno| anyhow!("{}", Words(errno)).context(what());
+    let Some(namespace) = opened(found.namespace.as_ref()).map_err(worded)? else {
+        return Ok(());
+    };
+    let there = match inside(&namespace, || open_path(root)) {
         Ok(there) => there,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
-        Err(errno) => return Err(anyhow!("{}", Words(errno))).with_context(what),
+        Err(errno) => return Err(worded(errno)),
     };
-    if mount_id(&there).with_context(what)? == id {
+    if mount_id(&there).with_context(what)? == found.id {
         debug!("unmount {} and what is mounted on it", root.display());
-        return umount2(root, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|errno| anyhow!("{}", Words(errno)))
-            .with_context(what);
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        return inside(&namespace, || umount2(root, flags)).map_err(worded);
     }
-    let table = fs::read_to_string("/proc/self/mountinfo").with_context(what)?;
-    let number = id.to_string();
+    let proc = open_path("/proc".as_ref()).map_err(worded)?;
+    // A table is that of whoever opened it.
+    let table = inside(&namespace, || {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        openat(&proc, "thread-self/mountinfo", flags, Mode::empty())
+    });
+    let table = table.map_err(worded)?;
+    let table = std::io::read_to_string(fs::File::from(table)).with_context(what)?;
+    let number = found.id.to_string();
     // KERNEL: the number of a mount that is gone is given to another one, which lies elsewhere.
     let is_there = |line: &str| {
         let mut fields = line.split(' ');

@@ -10,7 +10,7 @@ mod notify;
 mod restored;
 mod sources;
 
-pub(crate) use carrier::{Carrier, take_away};
+pub(crate) use carrier::{Carrier, Mark, take_away};
 pub(crate) use join::{Joining, join};
 pub(crate) use live::{Live, change_mounts};
 pub(crate) use restored::{Restored, house};
@@ -197,18 +197,12 @@ pub(crate) fn prepare(
         true => Output::default(),
         false => Output::open(&plan.hook_output)?,
     };
-    let list = |kind, hooks: &Option<Vec<Hook>>, env: &[String]| {
+    let list = |kind, hooks: &Option<Vec<Hook>>| {
         let hooks = hooks.as_deref().unwrap_or_default();
-        Prepared::list(kind, hooks, env, &output)
+        Prepared::list(kind, hooks, &output)
     };
-    let mut runtime_hooks = list("prestart", plan.hooks.prestart(), &[])?;
-    runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime(), &[])?);
-    let env: Vec<_> = plan
-        .process
-        .env
-        .iter()
-        .map(|line| line.to_string_lossy().into_owned())
-        .collect();
+    let mut runtime_hooks = list("prestart", plan.hooks.prestart())?;
+    runtime_hooks.extend(list("createRuntime", plan.hooks.create_runtime())?);
     Ok(Provisions {
         limits: cgroup::limits(&control.resources)?,
         devices: control
@@ -219,14 +213,21 @@ pub(crate) fn prepare(
         carrier: plan
             .root
             .carrier
-            .then(|| Carrier::new(&plan.root.path))
+            .then(|| Carrier::new(&plan.root.path, joined_mounts(plan)))
             .transpose()
             .context("unable to start container process")?,
         filter: filter(plan, profile, cache)?,
         runtime_hooks,
-        create_container: list("createContainer", plan.hooks.create_container(), &[])?,
-        start_container: list("startContainer", plan.hooks.start_container(), &env)?,
+        create_container: list("createContainer", plan.hooks.create_container())?,
+        start_container: list("startContainer", plan.hooks.start_container())?,
     })
+}
+
+/// The mount namespace that is joined, if one is.
+fn joined_mounts(plan: &Plan) -> Option<&Path> {
+    let mut joins = plan.namespaces.joins.iter();
+    let mounts = joins.find(|join| join.kind == Kind::Mount);
+    mounts.map(|join| join.path.as_path())
 }
 
 /// The filter of a process: compiled from the profile, or the program that stands in its place.
@@ -638,7 +639,9 @@ fn open_namespace(kind: Kind, path: &Path) -> Result<OwnedFd> {
             path.display()
         )
     };
-    let file = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    // A fifo in its place would be waited for.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = open(path, flags, Mode::empty())
         .map_err(|errno| anyhow!("{}", Words(errno)))
         .with_context(field)?;
     match namespace_type(file.as_fd()) {

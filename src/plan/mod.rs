@@ -49,8 +49,8 @@ pub(crate) struct Root {
     pub(crate) path: PathBuf,
     pub(crate) read_only: bool,
     pub(crate) switch: Switch,
-    /// The container has the caller's mount namespace, and something is mounted for it: the root is a mount of its own
-    /// there, which carries the others and goes with the container.
+    /// The container has the caller's mount namespace, or joins one, and something is mounted for it: the root is a mount of
+    /// its own there, which carries the others and goes with the container.
     pub(crate) carrier: bool,
     /// Propagation of all mounts while the container is set up.
     pub(crate) setup: (Reach, Change),
@@ -292,8 +292,11 @@ impl Plan {
                 Ok(op)
             })
             .collect::<Result<Vec<_>>>()?;
-        let root = root(spec, linux, options, &namespaces, !mounts.is_empty())?;
-        // The caller's mounts belong to its user namespace.
+        let mut root = root(spec, linux, options, &namespaces, !mounts.is_empty())?;
+        // The caller's mounts belong to its user namespace, and those of a namespace that is joined to that one's.
+        if rootless || user_namespace {
+            root.carrier &= namespaces.origin(Kind::Mount) == Origin::Inherited;
+        }
         if root.carrier && (rootless || user_namespace) {
             bail!(
                 "mounts: in a user namespace they need a mount namespace of the container's own (linux.namespaces: mount)"
@@ -524,7 +527,7 @@ fn root(
         path: options.root.clone(),
         read_only,
         switch,
-        carrier: namespaces.origin(Kind::Mount) == Origin::Inherited && (mounts || read_only),
+        carrier: namespaces.origin(Kind::Mount) != Origin::New && (mounts || read_only),
         setup,
         finally: (!kept).then_some(wanted),
     })

@@ -12,9 +12,6 @@ use oci_spec::runtime::{self, Capabilities, PosixRlimitType};
 
 use crate::sys::pty::WindowSize;
 
-/// `PATH` where the environment names none (execvp(3)'s own default, without the current directory).
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// All capabilities that Linux 5.14 and newer kernels know, 0 to CAP_CHECKPOINT_RESTORE.
 pub(crate) const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
@@ -82,15 +79,16 @@ impl Process {
         };
         let env = last_of_each(process.env().as_deref().unwrap_or_default());
         let path = env.iter().find_map(|line| line.strip_prefix("PATH="));
-        let search = std::env::split_paths(OsStr::new(path.unwrap_or(DEFAULT_PATH)))
-            .map(|dir| {
-                if dir.as_os_str().is_empty() {
-                    PathBuf::from(".")
-                } else {
-                    dir
-                }
+        // COMPAT: without PATH there is nowhere to look, as with runc and crun.
+        let search = path.filter(|path| !path.is_empty()).map(|path| {
+            let dirs = std::env::split_paths(OsStr::new(path));
+            dirs.map(|dir| match dir.as_os_str().is_empty() {
+                true => PathBuf::from("."),
+                false => dir,
             })
-            .collect();
+            .collect()
+        });
+        let search = search.unwrap_or_default();
         let (capabilities, warnings) = sets(process.capabilities().as_ref(), available);
         let plan = Self {
             args: strings(
@@ -260,12 +258,14 @@ mod tests {
 
     #[test]
     fn the_search_path_comes_from_the_containers_environment() {
-        for (env, first) in [
-            (&["PATH=/x:/y"][..], "/x"),
-            (&["PATH=:/y"], "."),
-            (&[], "/usr/local/sbin"),
+        for (env, search) in [
+            (&["PATH=/x:/y"][..], &["/x", "/y"][..]),
+            (&["PATH=:/y"], &[".", "/y"]),
+            (&["PATH="], &[]),
+            (&[], &[]),
         ] {
-            assert_eq!(process(env).search[0], PathBuf::from(first), "{env:?}");
+            let expected: Vec<_> = search.iter().map(PathBuf::from).collect();
+            assert_eq!(process(env).search, expected, "{env:?}");
         }
     }
 

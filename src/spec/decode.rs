@@ -336,8 +336,19 @@ fn accept_what_go_accepts(config: &mut Value) {
             affinity.retain(|_, list| list != "");
         }
     }
-    let resources = config.get_mut("linux").and_then(|l| l.get_mut("resources"));
-    let Some(Value::Object(resources)) = resources else {
+    let Some(Value::Object(linux)) = config.get_mut("linux") else {
+        return;
+    };
+    // Neither an action nor a rule: no filter.
+    let is_empty = |seccomp: &Value| {
+        let action = seccomp.get("defaultAction").is_none_or(|word| word == "");
+        let rules = seccomp.get("syscalls").and_then(Value::as_array);
+        action && seccomp.is_object() && rules.is_none_or(Vec::is_empty)
+    };
+    if linux.get("seccomp").is_some_and(is_empty) {
+        linux.remove("seccomp");
+    }
+    let Some(Value::Object(resources)) = linux.get_mut("resources") else {
         return;
     };
     for rule in items(resources, "devices") {

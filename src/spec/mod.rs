@@ -9,26 +9,25 @@ mod decode;
 pub(crate) mod features;
 mod template;
 
-use std::ffi::CStr;
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, readlink};
+use nix::fcntl::{AT_FDCWD, OFlag, open, readlink};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 use check::Stage;
+
+use crate::sys::fd::read_file;
 pub(crate) use check::{
     Context, Fault, may_replace_in_proc, numbers_of_list, processors_of_list, sysctl_path,
 };
 pub(crate) use features::features_json;
 pub(crate) use template::default_config;
 
-const CONFIG: &CStr = c"config.json";
+const CONFIG: &str = "config.json";
 
 /// Parse `linux.resources` alone, as the `update` verb is given them.
 ///
@@ -68,7 +67,7 @@ impl Bundle {
             .with_context(opening)?;
         let raw = match config {
             None => read_config(dir.as_fd())?,
-            Some(config) => std::fs::read(config)
+            Some(config) => read_file(AT_FDCWD, config)
                 .with_context(|| format!("read configuration {}", config.display()))?,
         };
         Self::decoded(path.into(), raw)
@@ -174,21 +173,13 @@ fn take_receiver(spec: &mut Spec) -> Option<Fault> {
 }
 
 fn read_config(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<u8>> {
-    let file = match openat(
-        dir,
-        CONFIG,
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    ) {
+    match read_file(dir, Path::new(CONFIG)) {
         // COMPAT: runc's words, which engines show.
-        Err(Errno::ENOENT) => bail!("JSON specification file config.json not found"),
-        other => other.context("open config.json")?,
-    };
-    let mut raw = Vec::new();
-    File::from(file)
-        .read_to_end(&mut raw)
-        .context("read config.json")?;
-    Ok(raw)
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("JSON specification file config.json not found")
+        }
+        other => other.context("read config.json"),
+    }
 }
 
 #[cfg(test)]

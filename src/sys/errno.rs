@@ -11,6 +11,7 @@ pub(crate) struct Words(pub(crate) Errno);
 fn described(errno: Errno) -> &'static str {
     match errno {
         Errno::EAGAIN => "resource temporarily unavailable",
+        Errno::EIO => "input/output error",
         Errno::ELOOP => "too many levels of symbolic links",
         Errno::EOPNOTSUPP => "operation not supported",
         Errno::ERANGE => "numerical result out of range",

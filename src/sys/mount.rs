@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 
 /// Mount attributes of `struct mount_attr` (linux/mount.h).
 pub(crate) mod attr {
@@ -132,8 +133,15 @@ fn bound(path: &Path, flags: c_uint, wanted: Change) -> nix::Result<OwnedFd> {
 }
 
 /// Attach the mount behind `mount` (detached, or elsewhere in this namespace) on the file or directory behind `target`.
+/// A directory on a file, or the reverse, is `ENOTDIR`.
 pub(crate) fn attach(mount: BorrowedFd, target: BorrowedFd) -> nix::Result<()> {
-    attach_at(mount, target, c"", MOVE_MOUNT_T_EMPTY_PATH)
+    let is_dir =
+        |file: BorrowedFd| fstat(file).map(|about| about.st_mode & libc::S_IFMT == libc::S_IFDIR);
+    match attach_at(mount, target, c"", MOVE_MOUNT_T_EMPTY_PATH) {
+        // KERNEL: move_mount(2) says EINVAL to this and to much else; mount(2) says what engines tell their users.
+        Err(Errno::EINVAL) if is_dir(mount)? != is_dir(target)? => Err(Errno::ENOTDIR),
+        other => other,
+    }
 }
 
 /// Attach the mount behind `mount` at `path` of the caller's own tree.

@@ -35,6 +35,11 @@ impl Program {
         }
     }
 
+    /// Give it another environment.
+    pub(crate) fn set_env(&mut self, env: Vec<CString>) {
+        self.envp = ExecArray::new(env);
+    }
+
     /// The file to be executed.
     pub(crate) fn path(&self) -> &std::ffi::CStr {
         &self.path

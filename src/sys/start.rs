@@ -6,7 +6,7 @@ use nix::sys::stat::Mode;
 use std::os::fd::{BorrowedFd, IntoRawFd as _};
 
 /// Descriptors 0 to 2 are open, or the next file to be opened would be written to as one of them; a reader that has gone is
-/// an error of write(2), not the end; children that have ended can be waited for, whatever was inherited for `SIGCHLD`: while
+/// an error of write(2), not the end, and so is a file that may not be larger; children that have ended can be waited for, whatever was inherited for `SIGCHLD`: while
 /// that is ignored the kernel reaps them itself.
 pub(crate) fn streams_and_signals() {
     for number in 0..=2 {
@@ -22,6 +22,7 @@ pub(crate) fn streams_and_signals() {
     // SAFETY: sets dispositions without a handler.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
     }
 }

@@ -505,3 +505,192 @@ fn an_ordinary_users_run_passes_signals_on_and_is_cleaned_up_after_a_kill() {
     assert_nothing_left(&store);
     drop(running.wait());
 }
+
+#[test]
+fn a_container_keeps_its_image_when_its_bundle_was_moved() {
+    requires!(root);
+    own_state_root();
+    let store = store();
+    let (dir, moved) = (store.beside("b"), store.beside("moved"));
+    store
+        .call(["bundle", "bb:1"])
+        .arg(&dir)
+        .args(["--", "/bin/sleep", "600"])
+        .ok();
+    fs::rename(&dir, &moved).expect("move");
+    let pelagos = |args: &[&str]| {
+        let done = Command::new(runtime_for(&store))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        assert!(done.expect("runtime").success(), "{args:?}");
+    };
+    pelagos(&[
+        "create",
+        "--bundle",
+        moved.to_str().expect("UTF-8"),
+        "moved",
+    ]);
+    // The record of the bundle goes: it is not where it was.
+    store.ok(["prune", "--yes"]);
+    assert_eq!(store.names("records/bundles"), [""; 0]);
+    store.ok(["prune", "--all", "--yes"]);
+    let listed = store.ok(["list", "--format", "json"]).json();
+    assert_eq!(listed[0]["name"], "bb:1");
+    pelagos(&["delete", "--force", "moved"]);
+    store.ok(["prune", "--all", "--yes"]);
+    assert_eq!(store.ok(["list", "--format", "json"]).json(), json!([]));
+}
+
+#[test]
+fn prune_takes_the_bundle_of_a_killed_run_and_df_counts_it() {
+    requires!(root);
+    own_state_root();
+    let store = store();
+    let sleeping = ["/bin/sh", "-c", "echo ready; sleep 600"];
+    let options = ["--name", "left", "--flat", "--volume", "v:/v"];
+    let running = run(&store, &options, &sleeping).spawn();
+    assert!(eventually(|| running.stdout().contains("ready")));
+    let bundles = || {
+        let usage = store.ok(["df", "--format", "json"]).json();
+        let line = &usage["bundles"];
+        assert!(usage["total"]["diskBytes"].as_u64() >= line["diskBytes"].as_u64());
+        (
+            line["count"].clone(),
+            line["diskBytes"].as_u64().expect("bytes"),
+            line["reclaimableBytes"].as_u64().expect("bytes"),
+        )
+    };
+    let (count, bytes, reclaimable) = bundles();
+    assert_eq!((count, reclaimable), (json!(1), 0));
+    assert!(bytes > 500_000, "{bytes}");
+    running.signal(Signal::SIGKILL);
+    drop(running.wait());
+    // The container lives.
+    let planned = |args: &[&str]| {
+        let mut all = vec!["prune", "--dry-run", "--format", "json"];
+        all.extend(args);
+        let report = store.ok(all).json();
+        let items = report["plan"].as_array().expect("plan").clone();
+        items
+            .into_iter()
+            .map(|item| item["id"].as_str().expect("id").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(planned(&["--all"]), [""; 0]);
+    let done = Command::new(runtime_for(&store))
+        .args(["delete", "--force", "left"])
+        .status();
+    assert!(done.expect("runtime").success());
+    // Its runtime may take a moment to end.
+    assert!(eventually(|| planned(&[]) == ["bundles/left"]));
+    assert_eq!(bundles().2, bytes);
+    let report = store.ok(["prune", "--yes", "--format", "json"]).json();
+    assert_eq!(report["deleted"][0]["id"], "bundles/left");
+    assert!(report["deleted"][0]["bytes"].as_u64() > Some(500_000));
+    assert_nothing_left(&store);
+    // With it went what it used.
+    store.ok(["prune", "--all", "--volumes", "--yes"]);
+    assert_eq!(store.names("volumes"), [""; 0]);
+    assert_eq!(store.blobs(), [""; 0]);
+}
+
+#[test]
+fn a_container_of_another_runtime_is_in_nobodys_way_and_keeps_what_it_uses() {
+    requires!(root, command "runc");
+    own_state_root();
+    let store = store();
+    store.ok(["volume", "create", "v", "unused"]);
+    let sleeping = ["/bin/sh", "-c", "echo ready; exec sleep 600"];
+    let running = store
+        .call(["run", "--runtime", "runc", "--name", "foreign", "-v"])
+        .arg(format!("{}:/data", store.path("volumes/v").display()))
+        .args(["bb:1", "--"])
+        .args(sleeping)
+        .spawn();
+    assert!(eventually(|| running.stdout().contains("ready")));
+    let report = store.run(["prune", "--all", "--volumes", "--yes", "--format", "json"]);
+    let removal = store.run(["volume", "rm", "v"]);
+    let other = run(&store, &[], &[]).run();
+    let bundles = store.names("bundles");
+    let done = Command::new("runc")
+        .args(["--root", "/run/pelagos", "kill", "foreign", "KILL"])
+        .status();
+    drop(running.wait());
+    assert!(done.expect("runc").success());
+    let report = report.ok().json();
+    let deleted = report["deleted"].as_array().expect("deleted").clone();
+    let ids: Vec<_> = deleted.iter().map(|item| item["id"].clone()).collect();
+    assert_eq!(ids, ["unused"]);
+    removal.fails_with("volume v: used by bundle");
+    assert_eq!(
+        (other.code, other.stdout.as_str()),
+        (0, "hello\n"),
+        "{other}"
+    );
+    assert_eq!(bundles, ["foreign"]);
+}
+
+#[test]
+fn a_run_of_a_user_from_another_session_is_left_alone() {
+    requires!(root, command "newuidmap");
+    own_state_root();
+    let store = users_store(true);
+    let sleeping = ["/bin/sh", "-c", "echo ready; sleep 600"];
+    let running = run(&store, &["--name", "mine", "-v", "v:/v"], &sleeping).spawn();
+    assert!(eventually(|| running.stdout().contains("ready")));
+    // All that holds the bundle's lock: the command, what it goes on as, and the runtime that it started.
+    let commands = || {
+        let all = procfs::process::all_processes()
+            .expect("processes")
+            .flatten();
+        let of_store = store.root.display().to_string();
+        all.filter(|process| {
+            let words = process.cmdline().unwrap_or_default();
+            words.iter().any(|word| word.starts_with(&of_store))
+        })
+        .map(|process| process.pid)
+        .collect::<Vec<_>>()
+    };
+    for pid in commands() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+    assert!(eventually(|| commands().is_empty()));
+    let elsewhere = store.beside("elsewhere");
+    fs::create_dir(&elsewhere).expect("directory");
+    std::os::unix::fs::chown(&elsewhere, Some(NOBODY), Some(NOBODY)).expect("chown");
+    let other = run(&store, &[], &[])
+        .env("XDG_RUNTIME_DIR", &elsewhere)
+        .run();
+    let bundles = store.names("bundles");
+    let id = NOBODY.to_string();
+    let done = Command::new("setpriv")
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+        .arg(runtime_for(&store))
+        .args(["delete", "--force", "mine"])
+        .env("XDG_RUNTIME_DIR", store.beside("run"))
+        .status();
+    assert!(done.expect("runtime").success());
+    drop(running.wait());
+    assert_eq!(
+        (other.code, other.stdout.as_str()),
+        (0, "hello\n"),
+        "{other}"
+    );
+    assert_eq!(bundles, ["mine"]);
+}
+
+#[test]
+fn nothing_is_made_in_the_store_that_is_not_its_own() {
+    let store = store();
+    for inside in ["trash/x", "layers/x", "volumes/x", "records/bundles/x", "x"] {
+        let dir = store.path(inside);
+        fs::create_dir_all(dir.parent().expect("parent")).expect("directory");
+        for verb in ["bundle", "unpack"] {
+            let outcome = store.call([verb, "bb:1"]).arg(&dir).run();
+            outcome.fails_with("which is no place for it");
+            assert!(!dir.exists());
+        }
+    }
+}

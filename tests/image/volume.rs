@@ -237,3 +237,90 @@ fn a_volume_that_is_mounted_somewhere_stays() {
     nix::mount::umount(&point).expect("unmount");
     store.ok(["volume", "rm", "v"]);
 }
+
+/// What `prune --volumes` would take of volumes.
+fn planned(store: &Store) -> Vec<String> {
+    let report = store
+        .ok(["prune", "--volumes", "--dry-run", "--format", "json"])
+        .json();
+    let items = report["plan"].as_array().expect("plan").iter();
+    let mut volumes: Vec<_> = items
+        .filter(|item| item["kind"] == "volume")
+        .map(|item| item["id"].as_str().expect("id").to_owned())
+        .collect();
+    volumes.sort();
+    volumes
+}
+
+// B-9: a bundle, too, may name it by a path, and a path may lead there through a mount.
+#[test]
+fn a_volume_that_is_reached_by_whatever_path_stays() {
+    requires!(root);
+    own_state_root();
+    let store = Store::new();
+    ImageBuilder::busybox()
+        .tag("bb:1")
+        .write_layout(&store.root);
+    let alias = store.beside("alias");
+    fs::create_dir(&alias).expect("directory");
+    let above = store.root.parent().expect("parent").to_owned();
+    store.ok(["volume", "create", "v", "other"]);
+    fs::create_dir(store.path("volumes/v/below")).expect("directory");
+    let none = None::<&str>;
+    let source = Some(store.path("volumes"));
+    mount(source.as_ref(), &alias, none, MsFlags::MS_BIND, none).expect("bind");
+    let dir = store.beside("b");
+    let dir = dir.to_str().expect("UTF-8");
+    for (source, all) in [
+        (store.path("volumes/v"), false),
+        (store.path("volumes/v/below"), false),
+        (alias.join("v"), false),
+        (alias.clone(), true),
+        (store.root.clone(), true),
+        (above, true),
+    ] {
+        let volume = format!("{}:/data", source.display());
+        let left: &[&str] = if all { &[] } else { &["other"] };
+        store.ok(["bundle", "--volume", &volume, "bb:1", dir]);
+        assert_eq!(planned(&store), left, "a bundle of {volume}");
+        store
+            .run(["volume", "rm", "v"])
+            .fails_with("used by bundle");
+        // And so does a container, when its bundle is no longer ours.
+        let state = Path::new("/run/pelagos/web");
+        fs::create_dir_all(state).expect("directory");
+        fs::copy(
+            Path::new(dir).join("config.json"),
+            state.join("config.json"),
+        )
+        .expect("copy");
+        let record = json!({"schema": 1, "id": "web", "bundle": "/no", "rootfs": "/no/rootfs"});
+        fs::write(state.join("state.json"), record.to_string()).expect("file");
+        store.ok(["rm", dir]);
+        assert_eq!(planned(&store), left, "a container of {volume}");
+        store
+            .run(["volume", "rm", "v"])
+            .fails_with("used by container web");
+        fs::remove_dir_all(state).expect("remove");
+    }
+    assert_eq!(planned(&store), ["other", "v"]);
+}
+
+#[test]
+fn a_directory_among_the_volumes_that_has_no_record_is_left_alone_and_told() {
+    let store = Store::new();
+    store.ok(["volume", "create", "--pin", "v"]);
+    fs::write(store.path("volumes/v/data"), "precious").expect("file");
+    fs::remove_file(store.path("records/volumes/v.json")).expect("remove");
+    let said = store.ok(["prune", "--volumes", "--yes"]);
+    assert!(
+        said.stdout
+            .contains("volumes/v: a directory without a record"),
+        "{said}"
+    );
+    let data = fs::read_to_string(store.path("volumes/v/data"));
+    assert_eq!(data.expect("data"), "precious");
+    store.ok(["volume", "create", "v"]);
+    store.ok(["prune", "--volumes", "--yes"]);
+    assert_eq!(store.names("volumes"), [""; 0]);
+}

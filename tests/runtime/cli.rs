@@ -427,6 +427,39 @@ fn log_that_cannot_be_opened_is_an_error() {
 }
 
 #[test]
+fn a_state_root_where_nothing_can_be_made_is_an_error_at_once() {
+    requires!(root);
+    let bundle = Bundle::sleeping();
+    let verb = Verb::new(["--root", "/proc", "create", "--bundle"]).arg(&bundle.path);
+    let outcome = verb
+        .arg(&bundle.id)
+        .limit(std::time::Duration::from_secs(20))
+        .run();
+    outcome.fails_with("no such file or directory");
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_limit_of_the_size_of_files_is_an_error_and_not_the_end() {
+    requires!(root, command "prlimit");
+    let bundle = Bundle::sleeping();
+    for bytes in [512, 1024, 1500] {
+        let limit = format!("--fsize={bytes}");
+        let verb = bundle.verb(["create", "--bundle"]).arg(&bundle.path);
+        let outcome = verb.arg(&bundle.id).under(["prlimit", &limit]).run();
+        if outcome.code() == 0 {
+            bundle.delete_force().ok();
+        } else {
+            assert_eq!(outcome.code(), 1, "{outcome}");
+        }
+        if runtime().is("pelagos") && bytes < 1500 {
+            outcome.fails_with("file too large");
+        }
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
 fn version_names_program_commit_and_specification() {
     for flag in ["--version", "-v", "-V"] {
         if runtime().is("crun") && flag == "-v" || runtime().is("runc") && flag == "-V" {

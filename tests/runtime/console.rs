@@ -243,6 +243,25 @@ fn run_in_a_terminal_has_its_size_and_follows_it() {
 }
 
 #[test]
+fn a_size_that_the_config_gives_is_that_of_a_run_in_a_terminal_until_it_changes() {
+    requires!(container);
+    differs!("runc", "1.1 may give it the caller's in between");
+    let bundle = with_terminal(
+        "stty size; trap 'stty size; echo end; exit 0' WINCH; echo ready; while :; do sleep 0.01; done",
+    );
+    bundle.edit(|c| c["process"]["consoleSize"] = json!({ "height": 10, "width": 20 }));
+    let (mut terminal, slave) = Terminal::open(33, 101);
+    let running = bundle.verb(["run", &bundle.id]).stdio(&slave).spawn();
+    terminal.expect("ready");
+    assert!(terminal.text().contains("10 20"), "{}", terminal.text());
+    resize(&slave, 44, 122);
+    running.signal(Signal::SIGWINCH);
+    terminal.expect("end");
+    assert!(terminal.text().contains("44 122"), "{}", terminal.text());
+    assert_eq!(running.wait().code(), 0);
+}
+
+#[test]
 fn run_gives_the_terminal_back_as_it_was() {
     requires!(container);
     let bundle = with_terminal("echo up; read line; exit 0");

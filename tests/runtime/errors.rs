@@ -1,5 +1,7 @@
 //! Bad input: one clear line that names the field and the rule, exit code 1, and nothing left.
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use crate::support::{Bundle, mounts, namespace, process_args, runtime};
@@ -510,6 +512,72 @@ fn every_fault_of_a_config_is_listed_with_debug() {
 }
 
 #[test]
+fn a_seccomp_section_without_action_and_rules_is_no_filter() {
+    requires!(container);
+    differs!("crun", "1.8 wants an action");
+    for seccomp in [json!({}), json!({ "defaultAction": "", "syscalls": [] })] {
+        let bundle = Bundle::with(|c| {
+            process_args(c, ["grep", "Seccomp:", "/proc/self/status"]);
+            c["linux"]["seccomp"] = seccomp;
+        });
+        assert_eq!(bundle.run().ok().stdout, "Seccomp:\t0\n");
+    }
+}
+
+#[test]
+fn a_fifo_that_nobody_writes_to_is_not_waited_for() {
+    requires!(container);
+    differs!("runc", "waits for ever");
+    differs!("crun", "waits for ever");
+    let bundle = Bundle::sh("true");
+    let fifo = bundle.beside("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let config = bundle.path.join("config.json");
+    let text = std::fs::read(&config).unwrap();
+    let with_fifo = |verb: &[&str]| bundle.verb(verb).arg(&fifo).arg(&bundle.id).run();
+    with_fifo(&["create", "--config"]).fails_with("EOF");
+    bundle.edit(|c| {
+        namespace(c, "uts")["path"] = json!(fifo);
+        c.as_object_mut().unwrap().remove("hostname");
+    });
+    bundle.run().fails_with("the path is no namespace");
+    bundle.assert_nothing_left();
+    // One that somebody writes to is as good as a file: `--config <(generate)`.
+    let writer = fifo.clone();
+    let writer = std::thread::spawn(move || std::fs::write(writer, text));
+    while !writer.is_finished() {
+        let outcome = with_fifo(&["run", "--config"]);
+        if outcome.code() == 0 {
+            break;
+        }
+        outcome.fails_with("EOF");
+    }
+    writer.join().unwrap().unwrap();
+}
+
+#[test]
+fn maps_longer_than_the_kernel_takes_are_refused_in_few_words() {
+    requires!(root);
+    let bundle = Bundle::with(|c| {
+        let map: Vec<_> = (0..340)
+            .map(|n| json!({ "containerID": n, "hostID": 100_000 + n, "size": 1 }))
+            .collect();
+        c["linux"]["uidMappings"] = json!(map);
+        c["linux"]["gidMappings"] = json!(map);
+        c["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "type": "user" }));
+    });
+    let outcome = bundle.run();
+    if runtime().is("pelagos") {
+        outcome.fails_with("linux.uidMappings: the kernel takes less than 4096 bytes of mappings");
+    }
+    assert!(outcome.error_line().len() < 400, "{outcome}");
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn properties_that_the_specification_does_not_know_are_ignored() {
     requires!(container);
     let bundle = Bundle::with(|c| {
@@ -639,6 +707,30 @@ fn mount_errors_have_the_shape_that_callers_know() {
     outcome.fails_with("no such file or directory");
     outcome.fails_with(" create failed: unable to start container process: ");
     bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_directory_on_a_file_is_named_so_as_engines_look_for_it() {
+    requires!(container);
+    for (destination, kind, source) in [
+        ("/mnt", "bind", "/etc/hostname"),
+        ("/bin/busybox", "bind", "/etc"),
+        ("/bin/busybox", "tmpfs", "tmpfs"),
+    ] {
+        let bundle = Bundle::with(|c| {
+            process_args(c, ["true"]);
+            let options: &[&str] = if kind == "bind" { &["bind"] } else { &[] };
+            mounts(c).push(json!({
+                "destination": destination, "type": kind, "source": source, "options": options,
+            }));
+        });
+        std::fs::create_dir_all(bundle.rootfs("mnt")).unwrap();
+        let outcome = bundle.run();
+        let line = outcome.error_line().to_lowercase();
+        assert!(line.contains("not a directory"), "{outcome}");
+        assert!(line.contains(destination), "{outcome}");
+        bundle.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -17,15 +17,17 @@ use crate::support::{Bundle, Outcome, mounts, namespace, process_args, runtime};
 const MAKING: &str = "mkdir,mkdirat,openat,openat2,clone,clone3,mount,fsopen,fsconfig,fsmount,fspick,move_mount,\
     open_tree,mount_setattr,pivot_root,umount2,unshare,setns,sethostname,setdomainname,prctl,capset,setresuid,\
     setresgid,setuid,setgid,setgroups,seccomp,bpf,write,pwrite64,sendmsg,recvmsg,socket,socketpair,bind,mknodat,\
-    mkfifoat,symlinkat,linkat,renameat,renameat2,fchown,fchownat,fchmod,fchmodat,fchdir,chdir,chroot,prlimit64,\
-    setsid,ioctl,fsync,memfd_create,pidfd_open,ppoll,read,dup2,dup3,keyctl,execve";
+    mkfifoat,symlinkat,linkat,rename,renameat,renameat2,fchown,fchownat,fchmod,fchmodat,fchdir,chdir,chroot,prlimit64,\
+    setsid,ioctl,fsync,memfd_create,pidfd_open,ppoll,read,dup2,dup3,keyctl,execve,\
+    pipe2,close_range,flock,readlink,readlinkat,newfstatat,statx,signalfd4,capget,faccessat2,getcwd,wait4,\
+    sched_setaffinity";
 
 /// The calls that take one away.
 const UNDOING: &str = "kill,pidfd_open,pidfd_send_signal,waitid,wait4,unlink,unlinkat,rmdir,openat,openat2,read,write,\
     getdents64,flock,fcntl,ppoll,umount2,renameat,renameat2";
 
 /// How many faults each test tries at most, spread evenly over all; `PELAGOS_FAULTS` sets another number.
-const FAULTS: usize = 220;
+const FAULTS: usize = 1000;
 
 /// A config that takes create through as many kinds of step as possible.
 fn rich(config: &mut Value) {

@@ -254,6 +254,8 @@ fn start_container_hook_without_env_has_the_programs() {
         env.contains(&"COLOUR=blue".into()) && env.contains(&"PATH=/bin".into()),
         "{env:?}"
     );
+    // What the payload gets besides, it gets too.
+    assert!(env.contains(&"HOME=/root".into()), "{env:?}");
 }
 
 #[test]

@@ -303,6 +303,7 @@ fn kill_takes_signals_by_name_and_number_in_any_case() {
         (Some("1"), "HUP"),
         (Some("sigusr1"), "USR1"),
         (Some("12"), "USR2"),
+        (Some(""), "TERM"),
         (None, "TERM"),
     ] {
         bundle.verb(["kill", &bundle.id]).args(given).ok();

@@ -187,6 +187,51 @@ fn every_pair_of_namespaces_may_be_inherited_new_or_joined_in_any_mix() {
 }
 
 #[test]
+fn what_is_mounted_in_a_joined_namespace_goes_with_the_container() {
+    requires!(root, command "unshare");
+    differs!("runc", "leaves it there");
+    differs!("crun", "leaves it there");
+    let holder = Holder::new(&["--mount"]);
+    // The last one is the caller's own.
+    for (path, process) in [
+        (holder.path("mnt"), holder.pid.to_string()),
+        ("/proc/self/ns/mnt".to_owned(), "thread-self".to_owned()),
+    ] {
+        let table =
+            || fs::read_to_string(format!("/proc/{process}/mountinfo")).expect("mount table");
+        let before = table();
+        let bundle = Bundle::sleeping();
+        bundle.edit(|c| {
+            c["root"]["readonly"] = json!(true);
+            namespace(c, "mount")["path"] = json!(path);
+        });
+        bundle.up();
+        assert!(table().lines().count() > before.lines().count() + 4);
+        let exec = |script: &str| {
+            let verb = bundle.verb(["exec", &bundle.id, "sh", "-c", script]);
+            verb.run()
+        };
+        exec("test -e /proc/self/stat && test -c /dev/null").ok();
+        let refused = exec("echo > /file");
+        assert!(
+            refused.stderr.contains("Read-only file system"),
+            "{refused}"
+        );
+        bundle.delete_force().ok();
+        assert_eq!(table(), before);
+        bundle.assert_nothing_left();
+
+        bundle.edit(|c| {
+            let mounts = c["mounts"].as_array_mut().expect("mounts");
+            mounts.push(json!({ "destination": "/mnt", "type": "nosuch", "source": "x" }));
+        });
+        bundle.run().fails_with("/mnt");
+        assert_eq!(table(), before);
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
 fn maps_beside_the_path_of_a_user_namespace_are_those_that_it_has_or_refused() {
     requires!(root, command "unshare");
     differs!("runc", "since 1.2");

@@ -173,6 +173,18 @@ fn a_program_that_cannot_be_run_is_refused_with_the_reason() {
 }
 
 #[test]
+fn without_a_path_only_a_program_with_a_slash_is_found() {
+    requires!(container);
+    for env in [json!(["PATH="]), json!(["A=1"]), json!([])] {
+        let bundle = asking(&[], |c| {
+            c["process"]["args"] = json!(["sh"]);
+            c["process"]["env"] = env;
+        });
+        refused(&bundle, "exec: \"sh\": executable file not found in $PATH");
+    }
+}
+
+#[test]
 fn a_process_without_arguments_is_refused() {
     requires!(container);
     refused(

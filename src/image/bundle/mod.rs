@@ -19,8 +19,9 @@ mod user;
 pub(crate) use config::Overrides;
 pub(crate) use labels::Labels;
 pub(crate) use place::{Source, Wanted};
-pub(crate) use remove::{by_path, claim, remove, sweep};
+pub(crate) use remove::{by_path, claim, is_leftover, remove, runs, sweep, sweep_run};
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -53,6 +54,9 @@ use super::userns;
 use super::volume;
 use config::{Caller, Contents};
 use overlay::Overlay;
+
+/// The annotation that names the image's manifest by its digest.
+const MANIFEST: &str = "run.pelagos.image.manifest";
 
 /// What the root filesystem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,8 +107,8 @@ pub(crate) struct Place {
     pub(crate) id: String,
     /// The bundle goes again when its container has ended, so nothing of it has to be on the disk.
     pub(crate) passing: bool,
-    /// The runtime will be started by this process, inside the user namespace that it may be in.
-    pub(crate) nested: bool,
+    /// The runtime will be started by this process, inside the user namespace that it may be in, and keep its state here.
+    pub(crate) state_root: Option<PathBuf>,
 }
 
 /// Make a bundle and register it. The tree, the record and the mount are there when this returns, and none of them when it
@@ -124,12 +128,14 @@ pub(crate) fn make(
             "an overlay cannot have an id map: its layers are shared (use a flat root filesystem)"
         );
     }
+    if place.state_root.is_none() {
+        store.is_no_place_for(&place.path)?;
+    }
     let lease = store.lease(&format!("bundle {}", place.path.display()))?;
     let image = hold(store, &lease, &request.image, request.platform.as_ref())?;
-    for wanted in &request.volumes {
-        if let Source::Volume(name) = &wanted.source {
-            lease.hold(Kind::Volume, name)?;
-        }
+    let volumes = volumes(store, request)?;
+    for name in &volumes {
+        lease.hold(Kind::Volume, name)?;
     }
     let chain = if overlay {
         layers::ensure(store, &lease, &image, request.limits, progress)?
@@ -138,7 +144,7 @@ pub(crate) fn make(
     };
 
     let mut unfinished = Unfinished::begin(store, place)?;
-    let mut record = record(place, &image, chain, request)?;
+    let mut record = record(place, &image, chain, volumes, request)?;
     {
         let _moment = store.shared()?;
         store.put_bundle_record(&record)?;
@@ -212,26 +218,32 @@ pub(crate) fn hold(
     }
 }
 
+/// The volumes that are mounted, by their names or through a path of the host.
+fn volumes(store: &Store, request: &Request) -> Result<BTreeSet<String>> {
+    let places = volume::Places::of(store)?;
+    let wanted = request.volumes.iter();
+    Ok(wanted
+        .flat_map(|wanted| match &wanted.source {
+            Source::Volume(name) => vec![name.clone()],
+            Source::Host(path) => {
+                let through = places.through(path);
+                through.into_iter().map(str::to_owned).collect()
+            }
+        })
+        .collect())
+}
+
 fn record(
     place: &Place,
     image: &Image,
     chain: Vec<super::digest::Digest>,
+    volumes: BTreeSet<String>,
     request: &Request,
 ) -> Result<BundleRecord> {
     let parent = place
         .path
         .parent()
         .context("a bundle cannot be the root directory")?;
-    let mut volumes: Vec<String> = request
-        .volumes
-        .iter()
-        .filter_map(|wanted| match &wanted.source {
-            Source::Volume(name) => Some(name.clone()),
-            Source::Host(_) => None,
-        })
-        .collect();
-    volumes.sort();
-    volumes.dedup();
     Ok(BundleRecord {
         schema: SCHEMA,
         id: place.id.clone(),
@@ -249,9 +261,10 @@ fn record(
             .collect(),
         overlay: request.rootfs != Rootfs::Flat,
         chain,
-        volumes,
+        volumes: volumes.into_iter().collect(),
+        state_root: place.state_root.clone(),
         image_name: image.name.clone(),
-        unfinished: !place.nested,
+        unfinished: place.state_root.is_none(),
         created: now(),
         last_seen: now(),
     })
@@ -304,7 +317,10 @@ impl<'s> Unfinished<'s> {
             }
             Err(error) => return Err(error).with_context(context),
         };
-        let held = (!place.nested).then(|| remove::hold(&place.path));
+        let held = place
+            .state_root
+            .is_none()
+            .then(|| remove::hold(&place.path));
         Ok(Self {
             store,
             place,
@@ -455,6 +471,9 @@ impl Maker<'_> {
         annotations
             .map
             .extend(self.request.annotations.iter().cloned());
+        // So that a container keeps what it was made from, wherever its bundle goes (B-1).
+        let manifest = image.descriptor.digest.to_string();
+        annotations.map.insert(MANIFEST.to_owned(), manifest);
         let mounts = self.volumes(&execution.volumes)?;
         let hostname = overrides.hostname.clone();
         let hostname = hostname.unwrap_or_else(|| hostname_of(&self.place.id));
@@ -495,11 +514,13 @@ impl Maker<'_> {
         }
         let maps = userns::maps()?;
         // The runtime that starts it is in the namespace of this process, or else outside, where the command was given.
-        Ok(Caller::User(if self.place.nested || !userns::entered() {
-            userns::inside(&maps)
-        } else {
-            maps
-        }))
+        Ok(Caller::User(
+            if self.place.state_root.is_some() || !userns::entered() {
+                userns::inside(&maps)
+            } else {
+                maps
+            },
+        ))
     }
 
     /// The mounts for what the caller wants, and for what the image wants besides; parents come first.

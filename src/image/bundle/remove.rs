@@ -4,7 +4,6 @@
 //! started, for as long as either lives. One whose lock is free, whose container does not exist and which nobody wanted to
 //! keep is a leftover.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use crate::report::{self, Hinted, debug};
 use crate::sys::path::open_no_links;
 
 use super::super::containers::{Containers, RuntimeRoots};
+use super::super::mounts;
 use super::super::store::{BundleRecord, Store, entries, remove_tree};
 use super::overlay;
 
@@ -206,22 +206,27 @@ pub(crate) fn sweep(store: &Store, roots: &RuntimeRoots) -> Result<()> {
             debug!("{} stays: {error:#}", record.path.display());
         }
     }
-    let runs = match store.subdirectory("bundles") {
-        Ok(runs) => runs,
-        Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let names = entries(runs.as_fd())?;
-    if names.is_empty() {
-        return Ok(());
-    }
-    let records = store.bundle_records()?;
-    for name in names {
-        if let Err(error) = sweep_one(store, roots, &runs, &records, &name) {
-            debug!("bundles/{} stays: {error:#}", name.display());
+    for name in runs(store)? {
+        if let Err(error) = sweep_run(store, roots, &name) {
+            debug!("bundles/{name} stays: {error:#}");
         }
     }
     Ok(())
+}
+
+/// The names of the bundles that stand in the store.
+///
+/// # Errors
+/// The store cannot be read.
+pub(crate) fn runs(store: &Store) -> Result<Vec<String>> {
+    let runs = match store.subdirectory("bundles") {
+        Ok(runs) => runs,
+        Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let names = entries(runs.as_fd())?.into_iter();
+    // Ids are ASCII: another name is not ours.
+    Ok(names.filter_map(|name| name.into_string().ok()).collect())
 }
 
 /// A bundle whose command may still be at work on it, which then holds it.
@@ -239,31 +244,67 @@ fn sweep_unfinished(store: &Store, roots: &RuntimeRoots, record: &BundleRecord) 
     remove(store, &Containers::read(roots)?, record, false).map(drop)
 }
 
-fn sweep_one(
-    store: &Store,
-    roots: &RuntimeRoots,
-    runs: &OwnedFd,
-    records: &[BundleRecord],
-    name: &OsStr,
-) -> Result<()> {
+/// What a killed run left in the store.
+struct Leftover {
+    path: PathBuf,
+    record: Option<BundleRecord>,
+    containers: Containers,
+    /// Nobody begins to use it.
+    _alone: Flock<File>,
+}
+
+/// The bundle `name` of a run, if it is a leftover.
+fn leftover(store: &Store, roots: &RuntimeRoots, name: &str) -> Result<Option<Leftover>> {
+    let runs = store.subdirectory("bundles")?;
     let dir = open_no_links(runs.as_fd(), Path::new(name), DIRECTORY)?;
     let path: PathBuf =
         nix::fcntl::readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())?.into();
     let Ok(dir) = Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock) else {
-        return Ok(());
+        return Ok(None);
     };
     let kept = nix::sys::stat::fstatat(&*dir, KEPT, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
+    if kept != Err(Errno::ENOENT) {
+        return Ok(None);
+    }
     // ORDER: after the lock. While a runtime holds it, a container may come into being.
-    let containers = Containers::read(roots)?;
-    if kept != Err(Errno::ENOENT) || containers.of_bundle(&path).next().is_some() {
-        return Ok(());
-    }
-    debug!("remove leftover {}", path.display());
-    match records.iter().find(|record| record.path == path) {
-        Some(record) => remove(store, &containers, record, false).map(drop),
+    let mut records = store.bundle_records()?.into_iter();
+    let record = records.find(|record| record.path == path);
+    let own = record.as_ref().and_then(|record| record.state_root.clone());
+    let containers = Containers::read(&roots.with(own))?;
+    // Of another runtime's container the mounts are all that can be seen.
+    let is_used = containers.of_bundle(&path).next().is_some()
+        || mounts::mounted()?.stands_on(dir.as_fd(), &path)?;
+    Ok((!is_used).then_some(Leftover {
+        path,
+        record,
+        containers,
+        _alone: dir,
+    }))
+}
+
+/// Whether the bundle `name` of a run is what a killed command left.
+///
+/// # Errors
+/// Its container, or what is mounted, cannot be looked at.
+pub(crate) fn is_leftover(store: &Store, roots: &RuntimeRoots, name: &str) -> Result<bool> {
+    leftover(store, roots, name).map(|found| found.is_some())
+}
+
+/// Remove the bundle `name` of a run if it is a leftover: the bytes that became free, or none where it is not.
+///
+/// # Errors
+/// As for [`is_leftover`], or it cannot be removed.
+pub(crate) fn sweep_run(store: &Store, roots: &RuntimeRoots, name: &str) -> Result<Option<u64>> {
+    let Some(found) = leftover(store, roots, name)? else {
+        return Ok(None);
+    };
+    debug!("remove leftover {}", found.path.display());
+    let freed = match &found.record {
+        Some(record) => remove(store, &found.containers, record, false)?,
         None => {
-            overlay::unmount(&path.join("rootfs"))?;
-            remove_tree(runs.as_fd(), name).map(drop)
+            overlay::unmount(&found.path.join("rootfs"))?;
+            remove_tree(store.subdirectory("bundles")?.as_fd(), name.as_ref())?
         }
-    }
+    };
+    Ok(Some(freed))
 }

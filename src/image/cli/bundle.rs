@@ -163,7 +163,7 @@ impl Bundle {
             path,
             id: bundle::new_id()?,
             passing: false,
-            nested: false,
+            state_root: None,
         };
         bundle::make(&store, &place, &request, &Progress::new(global.quiet))?;
         Ok(ExitCode::SUCCESS)

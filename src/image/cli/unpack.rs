@@ -80,6 +80,10 @@ impl Unpack {
             }
             return Ok(ExitCode::SUCCESS);
         };
+        let place = dir.canonicalize().or_else(|_| bundle::new_path(dir));
+        if let Ok(place) = place {
+            store.is_no_place_for(&place)?;
+        }
         let options = Options {
             form: Form::Flat,
             ids,

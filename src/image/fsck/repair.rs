@@ -278,6 +278,7 @@ fn free(store: &Store, record: &LayerRecord) -> Result<()> {
     if mounted
         .paths
         .iter()
+        .flatten()
         .any(|path| mounts::named(path).contains(&layer))
     {
         bail!("it is mounted: unmount it, then repair");

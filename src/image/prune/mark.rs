@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, bail};
 
+use crate::image::bundle;
 use crate::image::containers::{Container, Containers, RuntimeRoots, Unread};
 use crate::image::digest::Digest;
 use crate::image::manifest::Descriptor;
 use crate::image::mounts::{self, Named, named};
 use crate::image::output::visible;
 use crate::image::store::{Kind, Leases, Store};
+use crate::image::volume::Places;
 use crate::report::{self, Hinted};
 
 use super::bundles::{self, Bundle};
@@ -106,6 +108,8 @@ pub(crate) struct Marked {
     /// Manifests that no name leads to, with the subject that each speaks of.
     pub(crate) referrers: Vec<(Digest, Reach)>,
     pub(crate) dead_leases: Vec<String>,
+    /// The bundles of runs, and whether each is what a killed command left.
+    pub(crate) runs: Vec<(String, bool)>,
     pub(crate) faults: Vec<Fault>,
     /// What is unusual and no fault.
     pub(crate) remarks: BTreeSet<String>,
@@ -131,18 +135,31 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         dead: dead_leases,
     } = or_fault(store.leases(), &mut faults);
     let records = or_fault(store.bundle_records(), &mut faults);
-    let (containers, unread) = Containers::survey(roots);
+    let recorded = records
+        .iter()
+        .filter_map(|record| record.state_root.clone());
+    let roots = roots.with(recorded);
+    let (containers, unread) = Containers::survey(&roots);
+    let runs = or_fault(bundle::runs(store), &mut faults).into_iter();
+    let runs = runs.map(|name| {
+        // What cannot be told stays; what it uses is found out by itself.
+        let left = bundle::is_leftover(store, &roots, &name).unwrap_or(false);
+        (name, left)
+    });
+    let runs = runs.collect();
     faults.extend(unread.into_iter().map(|unread| match unread {
         Unread::Root(error) => Fault::fatal(error),
         Unread::Container(error) => Fault::passable(error),
     }));
     let bundles = bundles::look(records, containers.all(), &mut faults);
+    let places = or_fault(Places::of(store), &mut faults);
     let mounted = or_fault(mounts::mounted(), &mut faults);
     let names = or_fault(store.names(), &mut faults);
 
     let mut walker = Walker::new(store, &scan);
     let mut marked = Marked {
         dead_leases,
+        runs,
         ..Marked::default()
     };
     for lease in leases {
@@ -161,16 +178,19 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         marked.hold(holder, &mut walker);
     }
     for container in containers.all() {
-        marked.hold(container_holder(store, &scan, container), &mut walker);
+        marked.hold(container_holder(&places, container), &mut walker);
     }
-    let mut holder = Holder::of("a mount".to_owned());
-    mounted.paths.iter().for_each(|path| holder.path(path));
-    marked.hold(holder, &mut walker);
-    let mut holder = Holder::of("a running unpack".to_owned());
-    scan.staging_live
-        .iter()
-        .for_each(|name| holder.staged(name));
-    marked.hold(holder, &mut walker);
+    // Each by itself: the uppermost of its layers says which image it is of.
+    for paths in &mounted.paths {
+        let mut holder = Holder::of("a mount".to_owned());
+        paths.iter().for_each(|path| holder.path(path));
+        marked.hold(holder, &mut walker);
+    }
+    for name in &scan.staging_live {
+        let mut holder = Holder::of("a running unpack".to_owned());
+        holder.staged(name);
+        marked.hold(holder, &mut walker);
+    }
 
     for (name, target) in names {
         let entry = walker.entry(name, target);
@@ -184,6 +204,16 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
     marked
         .remarks
         .extend(strange.map(|path| format!("{}: not ours, left alone", visible(path))));
+    let unknown = scan
+        .volumes
+        .iter()
+        .filter(|(_, volume)| volume.record.is_none());
+    marked.remarks.extend(unknown.map(|(name, _)| {
+        format!(
+            "volumes/{}: a directory without a record, left alone; `volume create` takes it up",
+            visible(name)
+        )
+    }));
     marked.scan = scan;
     marked.bundles = bundles;
     marked.faults = faults;
@@ -224,14 +254,10 @@ fn bundle_holder(bundle: &Bundle, walker: &mut Walker) -> Holder {
     }
 }
 
-fn container_holder(store: &Store, scan: &Scan, container: &Container) -> Holder {
+fn container_holder(places: &Places, container: &Container) -> Holder {
     let mut holder = Holder::of(format!("container {}", visible(&container.id)));
     container.paths.iter().for_each(|path| holder.path(path));
-    let volumes = [store.root().to_owned(), store.root().join("volumes")]
-        .map(|path| std::fs::canonicalize(&path).unwrap_or(path));
-    if container.paths.iter().any(|path| volumes.contains(path)) {
-        holder.volumes.extend(scan.volumes.keys().cloned());
-    }
+    holder.volumes.extend(container.volumes(places));
     for value in &container.annotations {
         let digest = value.rsplit('@').next().unwrap_or_default();
         holder.direct.extend(digest.parse::<Digest>().ok());
@@ -327,7 +353,8 @@ impl Marked {
                 let ids = &entry.reach.documents;
                 let named = holder.direct.iter().any(|digest| ids.contains(digest));
                 let mounted = holder.direct.is_empty() && entry.reach.tops.iter().any(top);
-                if (named || mounted) && holder.gone_bundle.is_none() {
+                let known = entry.used_by.contains(&holder.who);
+                if (named || mounted) && !known && holder.gone_bundle.is_none() {
                     entry.used_by.push(holder.who.clone());
                 }
             }

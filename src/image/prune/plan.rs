@@ -341,15 +341,16 @@ impl Maker<'_> {
         let users = self.marked.volume_users(stays);
         let mut found = Vec::new();
         for (name, volume) in &self.marked.scan.volumes {
-            let record = volume.record.as_ref();
-            if users.contains_key(name) || record.is_some_and(|record| record.pinned) {
+            // Of one without a record it is not known that it was not pinned, or that it is a volume at all.
+            let Some(record) = &volume.record else {
+                continue;
+            };
+            if users.contains_key(name) || record.pinned {
                 continue;
             }
-            let none = BTreeMap::new();
-            let labels = record.map_or(&none, |record| &record.labels);
-            let created = record.map_or(0, |record| record.created);
+            let created = record.created;
             let seen = self.seen(Sort::Volume, name);
-            let spared = self.spared(seen, created, labels);
+            let spared = self.spared(seen, created, &record.labels);
             let bytes = tree_size(self.store, &format!("volumes/{name}"))?.disk;
             found.push(Candidate {
                 item: self.item(
@@ -381,8 +382,10 @@ impl Maker<'_> {
             .dead_leases
             .iter()
             .map(|name| ("leases", name, "its command died"));
+        let runs = self.marked.runs.iter().filter(|(_, left)| *left);
+        let runs = runs.map(|(name, _)| ("bundles", name, "the bundle of a run that was killed"));
         let mut items = Vec::new();
-        for (folder, name, reason) in staging.chain(trash).chain(leases) {
+        for (folder, name, reason) in staging.chain(trash).chain(leases).chain(runs) {
             let path = format!("{folder}/{name}");
             let bytes = tree_size(self.store, &path)?.disk;
             items.push(self.item(Sort::Leftover, path, bytes, reason));
@@ -400,7 +403,7 @@ impl Maker<'_> {
         for chain in scan.layers.keys() {
             total += scan.layer_size(self.store, chain)?;
         }
-        for folder in ["volumes", "staging", "trash"] {
+        for folder in ["volumes", "bundles", "staging", "trash"] {
             total += tree_size(self.store, folder)?;
         }
         Ok(total.disk)
@@ -410,13 +413,13 @@ impl Maker<'_> {
         let marked = self.marked;
         let kept = marked.kept(|at| !gone.contains(&at), |id| !out.contains(id));
         let users = marked.volume_users(|id| !out.contains(id));
-        let pinned = |name: &String| {
+        let stays = |name: &String| {
             let record = marked
                 .scan
                 .volumes
                 .get(name)
                 .and_then(|volume| volume.record.as_ref());
-            record.is_some_and(|record| record.pinned)
+            record.is_none_or(|record| record.pinned)
         };
         let scan = &marked.scan;
         let referenced_layer = |chain: &&Digest| {
@@ -426,7 +429,8 @@ impl Maker<'_> {
                 .is_some_and(|layer| layer.record.is_some());
             kept.held_layers.contains(*chain) || (whole && kept.layers.contains(*chain))
         };
-        let leftovers = scan.staging.len() + scan.trash.len() + marked.dead_leases.len();
+        let left = marked.runs.iter().filter(|(_, left)| *left).count();
+        let leftovers = scan.staging.len() + scan.trash.len() + marked.dead_leases.len() + left;
         let live = scan.staging_live.len();
         let counted = [
             (
@@ -461,7 +465,7 @@ impl Maker<'_> {
                 scan.volumes.len(),
                 scan.volumes
                     .keys()
-                    .filter(|name| users.contains_key(*name) || pinned(name))
+                    .filter(|name| users.contains_key(*name) || stays(name))
                     .count(),
             ),
             (Sort::Leftover, leftovers + live, live),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 
+use crate::image::bundle;
 use crate::image::containers::RuntimeRoots;
 use crate::image::digest::Digest;
 use crate::image::store::{Store, Trashed, Used, is_full, now};
@@ -28,6 +29,7 @@ pub(crate) fn sweep(
     let begun = Instant::now();
     let mut report = Report::of(plan);
     let mut doomed = Vec::new();
+    let mut runs = Vec::new();
     {
         let _alone = store.exclusive()?;
         let going = match take_names(store, plan, roots, options, &mut report) {
@@ -50,6 +52,7 @@ pub(crate) fn sweep(
             match discard(store, &item) {
                 Ok(Outcome::Done(freed)) => report.deleted(item, freed),
                 Ok(Outcome::Doomed(trashed)) => doomed.push((item, trashed)),
+                Ok(Outcome::Run(name)) => runs.push((item, name)),
                 Ok(Outcome::InUse) => spare(item, "a command has begun to use it", &mut report),
                 Err(error) => report.failed(&item, &error),
             }
@@ -58,6 +61,13 @@ pub(crate) fn sweep(
     for (item, trashed) in doomed {
         match trashed.remove() {
             Ok(freed) => report.deleted(item, freed),
+            Err(error) => report.failed(&item, &error),
+        }
+    }
+    for (item, name) in runs {
+        match bundle::sweep_run(store, roots, &name) {
+            Ok(Some(freed)) => report.deleted(item, freed),
+            Ok(None) => spare(item, "it has come into use", &mut report),
             Err(error) => report.failed(&item, &error),
         }
     }
@@ -124,6 +134,10 @@ fn make_room(
         let freed = match discard(store, &item) {
             Ok(Outcome::Done(freed)) => Ok(freed),
             Ok(Outcome::Doomed(trashed)) => trashed.remove(),
+            Ok(Outcome::Run(name)) => match bundle::sweep_run(store, roots, &name) {
+                Ok(None) => continue,
+                freed => freed.map(Option::unwrap_or_default),
+            },
             Ok(Outcome::InUse) => continue,
             Err(error) => Err(error),
         };
@@ -226,6 +240,8 @@ enum Outcome {
     Done(u64),
     /// In trash.
     Doomed(Trashed),
+    /// The bundle of a run, which has its own way to go.
+    Run(String),
     InUse,
 }
 
@@ -264,6 +280,7 @@ fn leftover(store: &Store, path: &str) -> Result<Outcome> {
         Some(("staging", name)) => Ok(store
             .discard_dead_stage(name)?
             .map_or(Outcome::InUse, Outcome::Doomed)),
+        Some(("bundles", name)) => Ok(Outcome::Run(name.to_owned())),
         Some(("trash", name)) => Ok(Outcome::Done(store.remove_trash(name)?)),
         Some(("leases", name)) => Ok(store
             .remove_dead_lease(name)?

@@ -202,6 +202,24 @@ impl Store {
         &self.path
     }
 
+    /// Refuse `path`, absolute and with links resolved, as a place for what is not the store's: what nobody there knows of is
+    /// removed sooner or later.
+    ///
+    /// # Errors
+    /// It lies in the store.
+    pub(crate) fn is_no_place_for(&self, path: &Path) -> Result<()> {
+        let root = self.path.canonicalize();
+        let root = root.with_context(|| format!("look at {}", self.path.display()))?;
+        if path.starts_with(&root) {
+            bail!(
+                "{}: lies in the store {}, which is no place for it",
+                path.display(),
+                root.display()
+            );
+        }
+        Ok(())
+    }
+
     pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

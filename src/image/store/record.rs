@@ -74,6 +74,9 @@ pub(crate) struct BundleRecord {
     /// Volumes of the store that it mounts, by name.
     pub(crate) volumes: Vec<String>,
     pub(crate) overlay: bool,
+    /// Where the runtime keeps the container's state, of a bundle that was made to be run at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) state_root: Option<PathBuf>,
     /// As the image was called then.
     pub(crate) image_name: Option<String>,
     /// It is being made, by a command that holds the directory by flock: with the lock free, it is a leftover.

@@ -74,6 +74,21 @@ pub(super) fn id_map_is_sound(check: &mut Check<'_>, field: &str, map: &[LinuxId
     if map.len() > 340 {
         check.say(field, "the kernel takes no more than 340 mappings");
     }
+    let line = |range: &LinuxIdMapping| {
+        format!(
+            "{} {} {}\n",
+            range.container_id(),
+            range.host_id(),
+            range.size()
+        )
+        .len()
+    };
+    if map.len() > 100 && map.iter().map(line).sum::<usize>() >= 4096 {
+        check.say(
+            field,
+            "the kernel takes less than 4096 bytes of mappings, and these are more: put ranges together",
+        );
+    }
     for (i, range) in map.iter().enumerate() {
         let fits = |first: u32| first.checked_add(range.size()).is_some();
         if range.size() == 0 {

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::chown;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
 use super::*;
 
 // B-1: a running container's image was looked for by the name as it was typed.
@@ -738,4 +740,87 @@ fn b_4_a_record_under_the_name_of_another_stops_the_sweep() {
         fs::remove_file(path(copy)).unwrap();
     }
     assert_eq!(prune(&store, &["--volumes"])["deleted"], json!([]));
+}
+
+// The uppermost layer of a mount says which image it is of, whatever else is mounted.
+#[test]
+fn of_two_mounted_images_that_share_layers_both_stay() {
+    requires!(root);
+    let base = ImageBuilder::new()
+        .layer(|l| {
+            l.file("base", "shared by two mounts", 0o644);
+        })
+        .tag("base:1")
+        .build();
+    let app = stacked("app:1", "shared by two mounts", "on top");
+    let store = store_of(&[&base, &app]);
+    unpack_layers(&store, &base);
+    unpack_layers(&store, &app);
+    assert_eq!(base.chain_ids[0], app.chain_ids[0]);
+    let layer = |chain: &str| store.path("layers").join(hex(chain)).display().to_string();
+    let empty = store.beside("empty");
+    fs::create_dir(&empty).unwrap();
+    for (name, lower) in [
+        (
+            "one",
+            format!("{}:{}", layer(&base.chain_ids[0]), empty.display()),
+        ),
+        (
+            "two",
+            format!("{}:{}", layer(&app.chain_ids[1]), layer(&app.chain_ids[0])),
+        ),
+    ] {
+        let point = store.beside(name);
+        fs::create_dir(&point).unwrap();
+        let options = format!("lowerdir={lower}");
+        let flags = MsFlags::MS_RDONLY;
+        mount(
+            Some("o"),
+            &point,
+            Some("overlay"),
+            flags,
+            Some(options.as_str()),
+        )
+        .unwrap();
+    }
+    prune(&store, &["--all"]);
+    assert_eq!(tags(&store), ["app:1", "base:1"]);
+    assert_whole(&store, &base);
+    assert_whole(&store, &app);
+}
+
+// A namespace that a mount keeps has no process to be found by.
+#[test]
+fn layers_that_are_mounted_in_a_namespace_without_processes_stay() {
+    requires!(root);
+    let app = stacked("app:1", "base of a pinned namespace", "its top");
+    let store = store_of(&[&app]);
+    unpack_layers(&store, &app);
+    let (pins, point) = (store.beside("pins"), store.beside("point"));
+    fs::create_dir(&pins).unwrap();
+    fs::create_dir(&point).unwrap();
+    let none = None::<&str>;
+    mount(Some(&pins), &pins, none, MsFlags::MS_BIND, none).unwrap();
+    mount(none, &pins, none, MsFlags::MS_PRIVATE, none).unwrap();
+    let pin = pins.join("namespace");
+    fs::write(&pin, "").unwrap();
+    let layer = |chain: &str| store.path("layers").join(hex(chain)).display().to_string();
+    let options = format!(
+        "ro,lowerdir={}:{}",
+        layer(&app.chain_ids[1]),
+        layer(&app.chain_ids[0])
+    );
+    let done = std::process::Command::new("unshare")
+        .arg(format!("--mount={}", pin.display()))
+        .args(["mount", "-t", "overlay", "overlay", "-o", &options])
+        .arg(&point)
+        .status();
+    assert!(done.unwrap().success());
+    let report = prune(&store, &["--all"]);
+    assert_eq!(report["deleted"], json!([]));
+    assert_whole(&store, &app);
+    assert_eq!(store.names("layers").len(), 2);
+    umount2(&pin, MntFlags::MNT_DETACH).unwrap();
+    prune(&store, &["--all"]);
+    assert_gone(&store, &app);
 }
