@@ -485,8 +485,9 @@ fn signals_are_passed_on_to_the_process() {
         (outcome.code(), outcome.stdout.as_str()),
         (3, "ready\nusr1\n")
     );
-    let running = exec(&bundle, &[], &["sleep", "1000"]).spawn();
-    assert!(eventually(|| inhabitants(&bundle).len() == 2));
+    let script = "echo ready; exec sleep 1000";
+    let running = exec(&bundle, &[], &["sh", "-c", script]).spawn();
+    assert!(eventually(|| running.stdout() == "ready\n"));
     running.signal(Signal::SIGTERM);
     assert_eq!(running.wait().code(), 143);
 }
@@ -495,8 +496,9 @@ fn signals_are_passed_on_to_the_process() {
 fn the_end_of_the_container_is_the_end_of_the_process() {
     requires!(root);
     let bundle = up(|_| {});
-    let running = exec(&bundle, &[], &["sleep", "1000"]).spawn();
-    assert!(eventually(|| inhabitants(&bundle).len() == 2));
+    let script = "echo ready; exec sleep 1000";
+    let running = exec(&bundle, &[], &["sh", "-c", script]).spawn();
+    assert!(eventually(|| running.stdout() == "ready\n"));
     bundle.kill("KILL");
     assert_eq!(running.wait().code(), 137);
     bundle.wait_for("stopped");
