@@ -222,6 +222,11 @@ impl Cgroup {
     }
 
     fn before(&self, limit: &Limit) -> Option<Limit> {
+        // One that is idle has no weight of its own, whatever the file says.
+        let is_idle = || read_long(&self.dir, "cpu.idle").is_ok_and(|text| text == "1\n");
+        if limit.file == "cpu.weight" && is_idle() {
+            return None;
+        }
         let instead = match &limit.need {
             Need::Instead(file, _) => Some(*file),
             _ => None,

@@ -375,6 +375,16 @@ fn answer(question: &str) -> Value {
             std::thread::sleep(Duration::from_millis(rest.parse().unwrap_or(0)));
             json!({ "ok": true })
         }
+        // Hold a lock until the end of the program.
+        "flock" => done(
+            File::create(rest)
+                .and_then(|file| file.lock().map(|()| file))
+                .map(std::mem::forget),
+        ),
+        "sleep" => {
+            std::thread::sleep(Duration::from_secs(rest.parse().unwrap_or(1)));
+            json!({ "ok": true })
+        }
         // Block until the file exists, so that a test can act meanwhile.
         "await" => {
             for _ in 0..2000 {

@@ -214,7 +214,10 @@ fn a_group_whose_controllers_are_for_those_below_it_is_refused_in_words() {
         );
         outcome.fails_with(&words);
         // It was there before, and stays.
-        assert_eq!(left, [format!("cgroup {}", bundle.cgroup().display())]);
+        assert_eq!(
+            left,
+            [format!("control group {}", bundle.cgroup().display())]
+        );
     } else {
         assert_ne!(outcome.code(), 0, "{outcome}");
     }

@@ -9,6 +9,7 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::kill;
 use serde_json::json;
 
+use crate::inside::asking;
 use crate::support::console::{ConsoleSocket, Terminal, socket_path};
 use crate::support::{Bundle, Verb, eventually, mounts, runtime, sh};
 
@@ -486,10 +487,17 @@ fn only_with(bundle: &Bundle, option: &[&str]) {
 #[test]
 fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
-    let bundle = ready("exec flock /lock -c ': >/ready; while :; do sleep 0.1; done'");
+    let bundle = asking(&["flock:/lock", "sleep:600"], |c| {
+        c["root"]["readonly"] = json!(false);
+    });
+    up(&bundle);
+    let is_locked = || {
+        let file = fs::File::open(bundle.rootfs("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    };
+    assert!(eventually(is_locked));
     only_with(&bundle, &["--file-locks"]);
-    let file = fs::File::open(bundle.rootfs("lock")).unwrap();
-    assert!(matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)));
+    assert!(is_locked());
     bundle.delete_force().ok();
     bundle.assert_nothing_left();
 }
@@ -498,7 +506,7 @@ fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
 fn connections_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
     let bundle = ready(
-        "mkfifo /in; nc -l -p 5000 >/heard & sleep 0.5; nc 127.0.0.1 5000 </in & exec 3>/in; \
+        "mkfifo /in /back; nc -l -p 5000 </back >/heard & exec 4>/back; sleep 0.5; nc 127.0.0.1 5000 </in & exec 3>/in; \
          echo one >&3; until [ -s /heard ]; do sleep 0.1; done; : >/ready; \
          until [ -e /go ]; do sleep 0.1; done; echo two >&3; while :; do sleep 0.1; done",
     );
