@@ -381,10 +381,6 @@ fn answer(question: &str) -> Value {
                 .and_then(|file| file.lock().map(|()| file))
                 .map(std::mem::forget),
         ),
-        "sleep" => {
-            std::thread::sleep(Duration::from_secs(rest.parse().unwrap_or(1)));
-            json!({ "ok": true })
-        }
         // Block until the file exists, so that a test can act meanwhile.
         "await" => {
             for _ in 0..2000 {

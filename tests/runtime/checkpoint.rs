@@ -487,7 +487,7 @@ fn only_with(bundle: &Bundle, option: &[&str]) {
 #[test]
 fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
-    let bundle = asking(&["flock:/lock", "sleep:600"], |c| {
+    let bundle = asking(&["flock:/lock", "sleep:600000"], |c| {
         c["root"]["readonly"] = json!(false);
     });
     up(&bundle);
