@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 
@@ -390,7 +391,8 @@ impl Scope {
             .map(|manager| manager.bus.as_fd().as_raw_fd())
     }
 
-    /// Make the scope with `pid` in it, and with all limits; open its cgroup. On failure it is taken back.
+    /// Make the scope with `pid`, a child, in it, and with all limits; open its cgroup. On failure the child is killed and the
+    /// scope taken back.
     pub(crate) fn start(
         &self,
         hierarchy: &Hierarchy,
@@ -416,14 +418,20 @@ impl Scope {
                 return Err(error);
             }
             // The job may still come to its end.
-            self.unit.stop().ok();
+            self.take_back(pid);
             return Err(error);
         }
         let cgroup = Cgroup::adopt(hierarchy, &self.path, self.unit.clone(), limits);
         if cgroup.is_err() {
-            self.unit.stop().ok();
+            self.take_back(pid);
         }
         cgroup
+    }
+
+    /// ORDER: killed first. systemd asks politely, to which the init of a pid namespace is deaf, and waits for its end.
+    fn take_back(&self, child: Pid) {
+        kill(child, Signal::SIGKILL).ok();
+        self.unit.stop().ok();
     }
 }
 
