@@ -12,7 +12,6 @@ use super::{Count, Global, Verb, only_id};
 use crate::container::{self, Schemata};
 use crate::report;
 use crate::spec;
-use crate::sys::fd;
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Update {
@@ -127,7 +126,7 @@ fn read(file: &std::path::Path) -> Result<Vec<u8>> {
             let mut raw = Vec::new();
             std::io::stdin().read_to_end(&mut raw).map(|_| raw)
         }
-        false => fd::read_file(AT_FDCWD, file),
+        false => spec::read_file(AT_FDCWD, file),
     };
     raw.with_context(|| format!("read resources from {}", file.display()))
 }

@@ -158,7 +158,7 @@ pub(crate) fn checkpoint(options: &CheckpointOptions) -> Result<()> {
     }
     debug!("checkpoint {}: delete the container", options.id);
     if let Err(error) = destroy(locked, &record) {
-        report::warn(format_args!("{error:#}"));
+        report::warn(format_args!("{}", report::sentence(&error)));
     }
     Ok(())
 }

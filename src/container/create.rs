@@ -403,7 +403,7 @@ impl<'a> Draft<'a> {
         if error.is::<HookFailed>()
             && let Err(more) = run_hooks("poststop", &record.poststop, record, Status::Stopped)
         {
-            report::warn(format_args!("{more:#}"));
+            report::warn(format_args!("{}", report::sentence(&more)));
         }
         error
     }
@@ -431,7 +431,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.0.take().map(Locked::remove) {
-            report::warn(format_args!("{error:#}"));
+            report::warn(format_args!("{}", report::sentence(&error)));
         }
     }
 }

@@ -310,7 +310,7 @@ fn describe(bundle: &mut Bundle, wanted: &Wanted) -> Result<()> {
     let containers = bundle.spec.process().clone();
     match wanted {
         Wanted::File(path) => {
-            let text = fd::read_file(AT_FDCWD, path)
+            let text = spec::read_file(AT_FDCWD, path)
                 .with_context(|| format!("read {}", path.display()))?;
             bundle
                 .take_process(&text)

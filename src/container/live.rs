@@ -18,7 +18,6 @@ use crate::plan::namespaces::Namespaces;
 use crate::plan::{Options, Plan};
 use crate::report;
 use crate::spec::{self, Bundle};
-use crate::sys::fd;
 
 /// Make the mounts that `file` lists, an array as `mounts` of a config.json is one, in a container that is created, running
 /// or paused; or detach what is mounted at their destinations. Relative sources are below the bundle.
@@ -29,7 +28,8 @@ pub(crate) fn change_mounts(root: &Path, id: &Id, live: Live, file: &Path) -> Re
     if !Uid::effective().is_root() {
         bail!("mounts: only root can change the mounts of a running container");
     }
-    let text = fd::read_file(AT_FDCWD, file).with_context(|| format!("read {}", file.display()))?;
+    let text =
+        spec::read_file(AT_FDCWD, file).with_context(|| format!("read {}", file.display()))?;
     let (locked, record) = held(root, id, alive)?;
     let mut bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
     bundle

@@ -222,7 +222,9 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Container>> {
             Ok(container) => containers.push(container),
             // Deleted since the directory was read, or still without a record.
             Err(error) if error.is::<Fault>() => {}
-            Err(error) => report::warn(format_args!("container {id}: {error:#}")),
+            Err(error) => {
+                report::warn(format_args!("container {id}: {}", report::sentence(&error)));
+            }
         }
     }
     Ok(containers)
@@ -655,7 +657,7 @@ pub(crate) fn destroy(container: Locked, record: &Record) -> Result<()> {
     all_well(errors)?;
     if let Err(error) = run_hooks("poststop", &record.poststop, record, Status::Stopped) {
         // runtime-spec, config.md "Poststop": logged, and the delete goes on.
-        report::warn(format_args!("{error:#}"));
+        report::warn(format_args!("{}", report::sentence(&error)));
     }
     report::debug!("delete {}: remove its state directory", record.id);
     container.remove()

@@ -10,11 +10,12 @@ use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, fstat, stat};
+use nix::unistd::{chroot, fchdir};
 use serde::{Deserialize, Serialize};
 
-use crate::report::{debug, warn};
+use crate::report::{debug, sentence, warn};
 use crate::sys::errno::Words;
 use crate::sys::mount::{self, Change, Reach, unescape};
 
@@ -67,23 +68,27 @@ impl Joined {
     }
 }
 
-/// Do something in a mount namespace, given the mount table there as an open file.
-fn inside<T: Send>(
-    namespace: &Option<OwnedFd>,
-    act: impl FnOnce() -> nix::Result<T> + Send,
-) -> nix::Result<T> {
+/// Do something in a mount namespace, and come back.
+fn inside<T>(namespace: &Option<OwnedFd>, act: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     let Some(namespace) = namespace else {
         return act();
     };
-    // A thread of its own, since it does not come back.
-    std::thread::scope(|scope| {
-        let enter = || {
-            unshare(CloneFlags::CLONE_FS)?;
-            setns(namespace, CloneFlags::CLONE_NEWNS)?;
-            act()
-        };
-        scope.spawn(enter).join().unwrap_or(Err(Errno::EAGAIN))
-    })
+    let own = open(
+        "/proc/self/ns/mnt",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let (root, directory) = (open_path("/".as_ref())?, open_path(".".as_ref())?);
+    // KERNEL: a thread that shares its root and directory may not; there is no other thread.
+    setns(namespace, CloneFlags::CLONE_NEWNS)?;
+    let done = act();
+    // Whoever enters a mount namespace stands in its root.
+    setns(own, CloneFlags::CLONE_NEWNS)
+        .and_then(|()| fchdir(root))
+        .and_then(|()| chroot("."))
+        .and_then(|()| fchdir(directory))
+        .expect("the way back that was open a moment ago");
+    done
 }
 
 impl Carrier {
@@ -156,7 +161,7 @@ impl Drop for Carrier {
         if self.attached
             && let Err(error) = take_away(&self.path, &self.found)
         {
-            warn(format_args!("{error:#}"));
+            warn(format_args!("{}", sentence(&error)));
         }
     }
 }
@@ -193,7 +198,7 @@ pub(crate) fn take_away(root: &Path, found: &Mark) -> Result<()> {
     // A table is that of whoever opened it.
     let table = inside(&namespace, || {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        openat(&proc, "thread-self/mountinfo", flags, Mode::empty())
+        openat(&proc, "self/mountinfo", flags, Mode::empty())
     });
     let table = table.map_err(worded)?;
     let table = std::io::read_to_string(fs::File::from(table)).with_context(what)?;

@@ -35,7 +35,7 @@ use crate::hooks::{Output, Prepared};
 use crate::plan::namespaces::{clone_flag, name};
 use crate::plan::seccomp::{self, Filter};
 use crate::plan::{Plan, Rdt};
-use crate::report::debug;
+use crate::report::{self, debug};
 use crate::sys::errno::Words;
 use crate::sys::pidfd;
 use crate::sys::process::{self, Cloned, getrlimit, namespace_type, setrlimit};
@@ -124,20 +124,21 @@ impl Drop for Undo {
         if let Some(mut devices) = self.devices.take()
             && let Err(error) = devices.take_back()
         {
-            crate::report::warn(format_args!("{error:#}"));
+            report::warn(format_args!("{}", report::sentence(&error)));
         }
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = cgroup.undo()
         {
-            crate::report::warn(format_args!(
-                "remove cgroup {}: {error:#}",
-                cgroup.path().display()
+            report::warn(format_args!(
+                "remove cgroup {}: {}",
+                cgroup.path().display(),
+                report::sentence(&error)
             ));
         }
         if let Some(rdt) = self.rdt.take()
             && let Err(error) = rdt.undo()
         {
-            crate::report::warn(format_args!("{error:#}"));
+            report::warn(format_args!("{}", report::sentence(&error)));
         }
     }
 }
@@ -713,7 +714,7 @@ fn check_maps(plan: &Plan, namespace: &OwnedFd) -> Result<()> {
             "{FIELD}: user namespaces enabled, but both namespace path and non-matching mapping specified -- you may only provide one"
         );
     }
-    crate::report::warn(format_args!(
+    report::warn(format_args!(
         "{FIELD}: the user namespace is joined by its path, and has these maps already"
     ));
     Ok(())

@@ -9,18 +9,17 @@ mod decode;
 pub(crate) mod features;
 mod template;
 
-use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::{AT_FDCWD, OFlag, open, readlink};
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl, open, openat, readlink};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 use check::Stage;
-
-use crate::sys::fd::read_file;
 pub(crate) use check::{
     Context, Fault, may_replace_in_proc, numbers_of_list, processors_of_list, sysctl_path,
 };
@@ -172,7 +171,18 @@ fn take_receiver(spec: &mut Spec) -> Option<Fault> {
     fault
 }
 
-fn read_config(dir: std::os::fd::BorrowedFd<'_>) -> Result<Vec<u8>> {
+/// The whole of the file at `path`, looked up from `dir`. A fifo is read as one, but nobody is waited for who might write
+/// to it.
+pub(crate) fn read_file(dir: BorrowedFd<'_>, path: &Path) -> std::io::Result<Vec<u8>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(dir, path, flags, Mode::empty())?);
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_config(dir: BorrowedFd<'_>) -> Result<Vec<u8>> {
     match read_file(dir, Path::new(CONFIG)) {
         // COMPAT: runc's words, which engines show.
         Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -1,17 +1,16 @@
 //! Descriptors: the socket pair of the handshake, passing one over a socket, copying, and closing what is left.
 
 use std::ffi::CStr;
-use std::io::{IoSlice, IoSliceMut, Read as _};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
 };
-use nix::sys::stat::Mode;
 
 /// A connected pair of sockets that keep message borders; closed on exec.
 pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
@@ -21,17 +20,6 @@ pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-}
-
-/// The whole of the file at `path`, looked up from `dir`. A fifo is read as one, but nobody is waited for who might write
-/// to it.
-pub(crate) fn read_file(dir: BorrowedFd, path: &Path) -> std::io::Result<Vec<u8>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let mut file = std::fs::File::from(openat(dir, path, flags, Mode::empty())?);
-    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Connect to the listener at `path`, now or never.

@@ -598,7 +598,9 @@ fn prune_takes_the_bundle_of_a_killed_run_and_df_counts_it() {
 
 #[test]
 fn a_container_of_another_runtime_is_in_nobodys_way_and_keeps_what_it_uses() {
-    requires!(root, command "runc");
+    // KERNEL: from 6.17 to 7.1 runc dies at random when it looks for device programs. Where there are controllers is the
+    // test machine, whose kernel is older.
+    requires!(root, limits, command "runc");
     own_state_root();
     let store = store();
     store.ok(["volume", "create", "v", "unused"]);

@@ -83,7 +83,11 @@ fn row(store: &Store, name: String, target: &Descriptor) -> Row {
     let platforms = match platforms(store, target, image.as_ref().ok()) {
         Ok(platforms) => platforms,
         Err(error) => {
-            report::warn(format_args!("image {}: {error:#}", output::visible(&name)));
+            report::warn(format_args!(
+                "image {}: {}",
+                output::visible(&name),
+                report::sentence(&error)
+            ));
             Vec::new()
         }
     };
