@@ -12,13 +12,14 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::fsync;
 
-use crate::report;
+use crate::report::{self, debug};
 
 use super::digest::Digest;
+use super::mounts::{Named, mounted, named};
 use super::progress::Progress;
 use super::store::{
-    Durability, Image, Kind, LayerForm, LayerRecord, Lease, Measure, SCHEMA, Stage, Store, measure,
-    now,
+    Durability, Image, Kind, LayerForm, LayerRecord, Lease, Measure, SCHEMA, Stage, Store, is_full,
+    measure, now,
 };
 use super::unpack::{self, Form, Layer, Limits, Options};
 use super::userns;
@@ -29,7 +30,8 @@ use super::userns;
 /// do the work once.
 ///
 /// # Errors
-/// A layer cannot be unpacked, or is not what its configuration says; nothing of it stays. The layers below it do.
+/// A layer cannot be unpacked, or is not what its configuration says; nothing of it stays. The layers below it do, unless the
+/// disk is full: then it has back what was made here.
 pub(crate) fn ensure(
     store: &Store,
     lease: &Lease,
@@ -44,19 +46,59 @@ pub(crate) fn ensure(
     for layer in &image.manifest.layers {
         lease.hold(Kind::Blob, &layer.digest.to_string())?;
     }
-    for at in 0..chains.len() {
-        one(store, image, &chains, at, limits, progress).with_context(|| {
-            format!(
-                "image {}: layer {}",
-                image.shown(),
-                image.manifest.layers[at].digest
-            )
-        })?;
+    let mut made = Vec::new();
+    for (at, chain) in chains.iter().enumerate() {
+        match one(store, image, &chains, at, limits, progress) {
+            Ok(true) => made.push(chain),
+            Ok(false) => {}
+            Err(error) => {
+                if is_full(&error)
+                    && let Err(error) = take_back(store, &made)
+                {
+                    debug!("layers stay: {error:#}");
+                }
+                let layer = &image.manifest.layers[at].digest;
+                return Err(error.context(format!("image {}: layer {layer}", image.shown())));
+            }
+        }
     }
     Ok(chains)
 }
 
-/// The layer at `at`, whose parents are there.
+/// Remove layers that this command has made, the last one first, up to one that somebody else has begun to use.
+fn take_back(store: &Store, made: &[&Digest]) -> Result<()> {
+    if made.is_empty() {
+        return Ok(());
+    }
+    // ORDER: alone before the look at who uses them. What is looked at does not grow meanwhile.
+    let _alone = store.exclusive()?;
+    let leases = store.leases()?.live;
+    let bundles = store.bundle_records()?;
+    let mounted = mounted()?;
+    for chain in made.iter().rev() {
+        let item = (Kind::Layer, chain.to_string());
+        let layer = Named::Layer(chain.hex().to_owned());
+        let paths = mounted.paths.iter().flatten();
+        // One lease is this command's own.
+        let is_used = leases
+            .iter()
+            .filter(|lease| lease.items.contains(&item))
+            .count()
+            > 1
+            || bundles.iter().any(|bundle| bundle.chain.contains(chain))
+            || paths.into_iter().any(|path| named(path).contains(&layer));
+        if is_used {
+            break;
+        }
+        store.remove_layer_record(chain)?;
+        if let Some(tree) = store.discard(&format!("layers/{}", chain.hex()))? {
+            tree.remove()?;
+        }
+    }
+    Ok(())
+}
+
+/// The layer at `at`, whose parents are there: whether it was made now.
 fn one(
     store: &Store,
     image: &Image,
@@ -64,15 +106,15 @@ fn one(
     at: usize,
     limits: Limits,
     progress: &Progress,
-) -> Result<()> {
+) -> Result<bool> {
     let chain = &chains[at];
     if is_there(store, chain)? {
-        return Ok(());
+        return Ok(false);
     }
     let stage = store.stage(&format!("layer-{}", chain.hex()))?;
     // Whoever held the staging directory may have unpacked it.
     if is_there(store, chain)? {
-        return Ok(());
+        return Ok(false);
     }
     let descriptor = &image.manifest.layers[at];
     let diff_id = &image.config.diff_ids[at];
@@ -130,7 +172,7 @@ fn one(
             drop(tree.remove());
         }
     }
-    committed
+    committed.map(|()| true)
 }
 
 /// Unpack `layer` over `parents`, nearest first, into `tree` and `list` of the staging directory: what the tree takes.

@@ -477,6 +477,44 @@ fn a_failed_write_leaves_no_layer() {
 }
 
 #[test]
+fn layers_that_a_full_disk_has_no_room_for_leave_the_store_as_it_was() {
+    requires!(root);
+    let store = Store::new();
+    fs::create_dir(&store.root).unwrap();
+    nix::mount::mount(
+        Some("none"),
+        &store.root,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("size=24m"),
+    )
+    .unwrap();
+    let built = ImageBuilder::new()
+        .layer(|l| {
+            l.file("small", "x".repeat(100_000), 0o644);
+        })
+        .layer(|l| {
+            l.file("large", "y".repeat(6 << 20), 0o644);
+        })
+        .layer(|l| {
+            l.file("too-large", "z".repeat(30 << 20), 0o644);
+        })
+        .tag("a:1")
+        .build();
+    store.import(&built);
+    let before = store.ok(["df", "--format", "json"]).json();
+    store
+        .run(["unpack", "--layers", "a:1"])
+        .fails_with("no space left on device");
+    assert_eq!(store.names("layers"), [""; 0]);
+    assert_eq!(store.names("records/layers"), [""; 0]);
+    assert_eq!(store.ok(["df", "--format", "json"]).json(), before);
+    for dir in ["staging", "trash", "leases"] {
+        assert_eq!(store.names(dir), [""; 0], "{dir}");
+    }
+}
+
+#[test]
 fn a_store_on_a_read_only_file_system_can_be_read() {
     requires!(root);
     let store = adopted(&[&image("a:1", "x")]);
