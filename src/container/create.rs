@@ -64,6 +64,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     let console = launched.console.take().map(|(master, _)| master);
     let pid = launched.pid();
     let (talk, pidfd) = launched.keep();
+    if let (Some(master), Some(_)) = (&console, &signals) {
+        foreground::fit(master.as_fd());
+    }
     if let Err(error) = start(&talk, &record) {
         return Err(match destroy(locked, &record) {
             Ok(()) => error,

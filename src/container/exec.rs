@@ -97,6 +97,9 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
         false => Some(foreground::block_signals()?),
     };
     let mut launched = draft.make().map_err(|error| ended(&draft.record, error))?;
+    if let (Some((master, _)), Some(_)) = (&launched.console, &signals) {
+        foreground::fit(master.as_fd());
+    }
     start(&launched)?;
     if let Some(path) = &options.pid_file {
         write_pid_file(path, launched.pid())?;

@@ -129,7 +129,7 @@ fn pass_on(signals: &Signals, payload: &OwnedFd, console: Option<&Console>) -> R
             libc::SIGCHLD => {}
             libc::SIGWINCH => {
                 if let Some(console) = console {
-                    console.resize();
+                    follow(console.master.as_fd());
                 }
             }
             number => match pidfd::send_signal(payload, number) {
@@ -146,7 +146,7 @@ fn pass_on(signals: &Signals, payload: &OwnedFd, console: Option<&Console>) -> R
 struct Console {
     master: OwnedFd,
     /// Ours, raw until dropped.
-    terminal: Option<RawTerminal>,
+    _raw: Option<RawTerminal>,
     to_payload: Vec<u8>,
     to_us: Vec<u8>,
     /// Our stdin has not ended.
@@ -164,32 +164,40 @@ const LINGERING: Duration = Duration::from_secs(2);
 /// How much is read at once, and the most that a write may find no room for. A pipe that polls writable takes a page.
 const CHUNK: usize = 4096;
 
+/// Give the pty behind `master` the size of our terminal, if we have one.
+pub(super) fn follow(master: BorrowedFd) {
+    if let Some(terminal) = terminal()
+        && let Ok(size) = pty::window_size(terminal)
+    {
+        pty::set_window_size(master, size).ok();
+    }
+}
+
+/// The same where the configuration has named no size. ORDER: before the payload may look.
+pub(super) fn fit(master: BorrowedFd) {
+    if pty::window_size(master) == Ok(pty::WindowSize::default()) {
+        follow(master);
+    }
+}
+
+/// The first standard stream that is a terminal.
+fn terminal() -> Option<BorrowedFd<'static>> {
+    let mut streams = [0, 1, 2].map(standard).into_iter();
+    streams.find(|stream| isatty(stream).unwrap_or(false))
+}
+
 impl Console {
     fn new(master: OwnedFd) -> Result<Self> {
         // Ours alone, unlike the standard streams, whose flags other processes share.
         fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("set up console")?;
-        let console = Self {
+        Ok(Self {
             master,
-            terminal: RawTerminal::new()?,
+            _raw: RawTerminal::new()?,
             to_payload: Vec::new(),
             to_us: Vec::new(),
             input: true,
             output: true,
-        };
-        // A size that the configuration names is what the payload begins with.
-        if pty::window_size(console.master.as_fd())? == pty::WindowSize::default() {
-            console.resize();
-        }
-        Ok(console)
-    }
-
-    /// Gives the pty the size of our terminal, if we have one.
-    fn resize(&self) {
-        if let Some(terminal) = &self.terminal
-            && let Ok(size) = pty::window_size(terminal.fd)
-        {
-            pty::set_window_size(self.master.as_fd(), size).ok();
-        }
+        })
     }
 
     /// What to poll for. A stream of which nothing is wanted is left out: poll(2) reports a hangup unasked, over and over.
@@ -322,11 +330,7 @@ struct RawTerminal {
 impl RawTerminal {
     /// None when no standard stream is a terminal.
     fn new() -> Result<Option<Self>> {
-        let Some(fd) = [0, 1, 2]
-            .map(standard)
-            .into_iter()
-            .find(|fd| isatty(fd).unwrap_or(false))
-        else {
+        let Some(fd) = terminal() else {
             return Ok(None);
         };
         let before = tcgetattr(fd).context("read terminal settings")?;

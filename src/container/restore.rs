@@ -76,6 +76,9 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     let pidfd = restored.keep().context("the container's process is gone")?;
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
+    if let Some(master) = &console {
+        foreground::follow(master.as_fd());
+    }
     let code = foreground::wait(pid, pidfd, console, &signals, None)?;
     if !run.keep {
         clean_up(&run.create)?;
