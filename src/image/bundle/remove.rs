@@ -256,12 +256,19 @@ struct Leftover {
 /// The bundle `name` of a run, if it is a leftover.
 fn leftover(store: &Store, roots: &RuntimeRoots, name: &str) -> Result<Option<Leftover>> {
     let runs = store.subdirectory("bundles")?;
-    let dir = open_no_links(runs.as_fd(), Path::new(name), DIRECTORY)?;
-    let path: PathBuf =
-        nix::fcntl::readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())?.into();
+    let dir = match open_no_links(runs.as_fd(), Path::new(name), DIRECTORY) {
+        Err(Errno::ENOENT) => return Ok(None),
+        dir => dir?,
+    };
     let Ok(dir) = Flock::lock(File::from(dir), FlockArg::LockExclusiveNonblock) else {
         return Ok(None);
     };
+    // Until it was locked, another command may have removed it.
+    if fstat(&*dir)?.st_nlink == 0 {
+        return Ok(None);
+    }
+    let path: PathBuf =
+        nix::fcntl::readlink(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_str())?.into();
     let kept = nix::sys::stat::fstatat(&*dir, KEPT, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW);
     if kept != Err(Errno::ENOENT) {
         return Ok(None);
