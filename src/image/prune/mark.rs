@@ -140,6 +140,12 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         .filter_map(|record| record.state_root.clone());
     let roots = roots.with(recorded);
     let (containers, unread) = Containers::survey(&roots);
+    faults.extend(unread.into_iter().map(|unread| match unread {
+        Unread::Root(error) => Fault::fatal(error),
+        Unread::Container(error) => Fault::passable(error),
+    }));
+    // ORDER: nothing that takes time between the two, since a run may end there.
+    let bundles = bundles::look(records, containers.all(), &mut faults);
     let runs = or_fault(bundle::runs(store), &mut faults).into_iter();
     let runs = runs.map(|name| {
         // What cannot be told stays; what it uses is found out by itself.
@@ -147,11 +153,6 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         (name, left)
     });
     let runs = runs.collect();
-    faults.extend(unread.into_iter().map(|unread| match unread {
-        Unread::Root(error) => Fault::fatal(error),
-        Unread::Container(error) => Fault::passable(error),
-    }));
-    let bundles = bundles::look(records, containers.all(), &mut faults);
     let places = or_fault(Places::of(store), &mut faults);
     let mounted = or_fault(mounts::mounted(), &mut faults);
     let names = or_fault(store.names(), &mut faults);
