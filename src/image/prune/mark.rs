@@ -139,13 +139,21 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         .iter()
         .filter_map(|record| record.state_root.clone());
     let roots = roots.with(recorded);
-    let (containers, unread) = Containers::survey(&roots);
+    let (mut containers, unread) = Containers::survey(&roots);
     faults.extend(unread.into_iter().map(|unread| match unread {
         Unread::Root(error) => Fault::fatal(error),
         Unread::Container(error) => Fault::passable(error),
     }));
-    // ORDER: nothing that takes time between the two, since a run may end there.
-    let bundles = bundles::look(records, containers.all(), &mut faults);
+    let mut gone = Vec::new();
+    let mut bundles = bundles::look(records, containers.all(), &mut gone);
+    if !gone.is_empty() {
+        // A run may have ended in between, and its container with it: what is so also later is a fault.
+        gone.clear();
+        let records = or_fault(store.bundle_records(), &mut faults);
+        containers = Containers::survey(&roots).0;
+        bundles = bundles::look(records, containers.all(), &mut gone);
+    }
+    faults.extend(gone);
     let runs = or_fault(bundle::runs(store), &mut faults).into_iter();
     let runs = runs.map(|name| {
         // What cannot be told stays; what it uses is found out by itself.

@@ -810,12 +810,16 @@ fn layers_that_are_mounted_in_a_namespace_without_processes_stay() {
         layer(&app.chain_ids[1]),
         layer(&app.chain_ids[0])
     );
-    let done = std::process::Command::new("unshare")
-        .arg(format!("--mount={}", pin.display()))
-        .args(["mount", "-t", "overlay", "overlay", "-o", &options])
-        .arg(&point)
-        .status();
-    assert!(done.unwrap().success());
+    // unshare(1) does not always succeed in keeping the namespace at once.
+    let kept = || {
+        let done = std::process::Command::new("unshare")
+            .arg(format!("--mount={}", pin.display()))
+            .args(["mount", "-t", "overlay", "overlay", "-o", &options])
+            .arg(&point)
+            .status();
+        done.unwrap().success()
+    };
+    assert!(eventually(kept));
     let report = prune(&store, &["--all"]);
     assert_eq!(report["deleted"], json!([]));
     assert_whole(&store, &app);
