@@ -172,7 +172,6 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     for hook in &mut given.start_container {
         hook.inherit(&env);
     }
-    let plan = &given.plan.process;
     let mut program = Program {
         path: given.check(
             CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL),

@@ -15,7 +15,7 @@ use nix::unistd::fsync;
 use crate::report::{self, debug};
 
 use super::digest::Digest;
-use super::mounts::{Named, mounted, named};
+use super::mounts::mounted;
 use super::progress::Progress;
 use super::store::{
     Durability, Image, Kind, LayerForm, LayerRecord, Lease, Measure, SCHEMA, Stage, Store, is_full,
@@ -77,8 +77,6 @@ fn take_back(store: &Store, made: &[&Digest]) -> Result<()> {
     let mounted = mounted()?;
     for chain in made.iter().rev() {
         let item = (Kind::Layer, chain.to_string());
-        let layer = Named::Layer(chain.hex().to_owned());
-        let paths = mounted.paths.iter().flatten();
         // One lease is this command's own.
         let is_used = leases
             .iter()
@@ -86,7 +84,7 @@ fn take_back(store: &Store, made: &[&Digest]) -> Result<()> {
             .count()
             > 1
             || bundles.iter().any(|bundle| bundle.chain.contains(chain))
-            || paths.into_iter().any(|path| named(path).contains(&layer));
+            || mounted.stands_on_layer(chain);
         if is_used {
             break;
         }

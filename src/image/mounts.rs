@@ -17,6 +17,8 @@ use nix::sys::stat::Mode;
 
 use crate::sys::mount::unescape;
 
+use super::digest::Digest;
+
 /// This process, whose mount namespace is ours.
 const SELF: &str = "/proc/self";
 
@@ -134,37 +136,34 @@ impl Mounted {
     /// The paths in the mount table of `process`, its directory in /proc: as they are written, and with links resolved
     /// as the process sees them. A relative one was relative to whoever mounted it, which may be the process.
     fn add(&mut self, table: &[u8], process: &Path) {
-        let overlay = b" - overlay ";
-        for line in table.split(|byte| *byte == b'\n') {
-            if let Some(place) = Place::of(line) {
-                let nsfs = b" - nsfs ";
-                if place.root.as_os_str().as_bytes().starts_with(b"mnt:[")
-                    && line.windows(nsfs.len()).any(|words| words == nsfs)
-                {
+        for place in table.split(|byte| *byte == b'\n').filter_map(Place::of) {
+            let mut all = place.paths();
+            match place.kind {
+                b"overlay" => {
+                    if process != Path::new(SELF) {
+                        self.upper.extend(place.upper_directory());
+                    }
+                    for path in all.clone() {
+                        let seen = match path.strip_prefix("/") {
+                            Ok(below) => process.join("root").join(below),
+                            Err(_) => process.join("cwd").join(&path),
+                        };
+                        all.extend(std::fs::canonicalize(seen));
+                        // A link's absolute target leads from our root; most often that is theirs too.
+                        all.extend(std::fs::canonicalize(&path));
+                    }
+                }
+                b"nsfs" if place.root.as_os_str().as_bytes().starts_with(b"mnt:[") => {
                     let point = place.point.strip_prefix("/").unwrap_or(&place.point);
                     let file = process.join("root").join(point);
                     self.kept.push((place.root.clone(), file));
                 }
-                self.trees.insert((place.device.to_vec(), place.root));
-            }
-            let mut all = paths(line);
-            if process != Path::new(SELF) {
-                upper_directory(line, &mut self.upper);
-            }
-            if line.windows(overlay.len()).any(|words| words == overlay) {
-                for path in all.clone() {
-                    let seen = match path.strip_prefix("/") {
-                        Ok(below) => process.join("root").join(below),
-                        Err(_) => process.join("cwd").join(&path),
-                    };
-                    all.extend(std::fs::canonicalize(seen));
-                    // A link's absolute target leads from our root; most often that is theirs too.
-                    all.extend(std::fs::canonicalize(&path));
-                }
+                _ => {}
             }
             if !all.is_empty() {
                 self.paths.insert(all);
             }
+            self.trees.insert((place.device.to_vec(), place.root));
         }
     }
 
@@ -175,6 +174,13 @@ impl Mounted {
     /// As for [`Self::holds`].
     pub(crate) fn stands_on(&self, dir: BorrowedFd, path: &Path) -> Result<bool> {
         Ok(self.upper.iter().any(|upper| upper.starts_with(path)) || self.holds(dir)?)
+    }
+
+    /// Whether some mount stands on the layer `chain`.
+    pub(crate) fn stands_on_layer(&self, chain: &Digest) -> bool {
+        let layer = Named::Layer(chain.hex().to_owned());
+        let mut paths = self.paths.iter().flatten();
+        paths.any(|path| named(path).contains(&layer))
     }
 
     /// Whether the directory `dir`, or something below it, is mounted somewhere: not only as a part of what holds it.
@@ -208,59 +214,50 @@ impl Mounted {
     }
 }
 
-/// What a line of a mount table says of its place.
+/// What a line of a mount table says (proc_pid_mountinfo(5)).
 struct Place<'line> {
     device: &'line [u8],
     /// In the file system.
     root: PathBuf,
     point: PathBuf,
+    /// The type of the file system, and its own options; empty in a line that is cut.
+    kind: &'line [u8],
+    options: &'line [u8],
 }
 
 impl<'line> Place<'line> {
     fn of(line: &'line [u8]) -> Option<Self> {
         let mut fields = line.split(|byte| *byte == b' ').skip(2);
+        let (device, root, point) = (fields.next()?, fields.next()?, fields.next()?);
+        let mut after = fields.skip_while(|field| *field != b"-").skip(1);
         Some(Self {
-            device: fields.next()?,
-            root: path(&unescape(fields.next()?)),
-            point: path(&unescape(fields.next()?)),
+            device,
+            root: path(&unescape(root)),
+            point: path(&unescape(point)),
+            kind: after.next().unwrap_or_default(),
+            // Its source is between the two.
+            options: after.nth(1).unwrap_or_default(),
         })
     }
-}
 
-/// The paths in a line of a mount table (proc_pid_mountinfo(5)): the mount's root within the file system, and of an
-/// overlay its lower directories, as they were given.
-fn paths(line: &[u8]) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    let mut fields = line.split(|byte| *byte == b' ');
-    let Some(root) = fields.nth(3) else {
-        return found;
-    };
-    if root != b"/" {
-        found.insert(path(&unescape(root)));
-    }
-    let mut after = fields.skip_while(|field| *field != b"-").skip(1);
-    let (kind, _source, options) = (after.next(), after.next(), after.next());
-    if kind == Some(b"overlay") {
-        lower_directories(options.unwrap_or_default(), &mut found);
-    }
-    found
-}
-
-/// The upper directory in the options of a line's overlay.
-fn upper_directory(line: &[u8], into: &mut BTreeSet<PathBuf>) {
-    let mut after = line
-        .split(|byte| *byte == b' ')
-        .skip_while(|field| *field != b"-");
-    let (kind, options) = (after.nth(1), after.nth(1));
-    if kind != Some(b"overlay") {
-        return;
-    }
-    for option in options.unwrap_or_default().split(|byte| *byte == b',') {
-        if let Some(upper) = option.strip_prefix(b"upperdir=") {
-            // Of its escapes the mount table's are the outer ones.
-            let inner: Vec<u8> = lower_list(&unescape(upper)).concat();
-            into.insert(path(&inner));
+    /// What it stands on: its root within the file system, and of an overlay its lower directories, as they were given.
+    fn paths(&self) -> BTreeSet<PathBuf> {
+        let mut found = BTreeSet::new();
+        if self.root != Path::new("/") {
+            found.insert(self.root.clone());
         }
+        if self.kind == b"overlay" {
+            lower_directories(self.options, &mut found);
+        }
+        found
+    }
+
+    /// The upper directory of an overlay, as it was given.
+    fn upper_directory(&self) -> Option<PathBuf> {
+        let mut options = self.options.split(|byte| *byte == b',');
+        let upper = options.find_map(|option| option.strip_prefix(b"upperdir="))?;
+        // Of its escapes the mount table's are the outer ones.
+        Some(path(&lower_list(&unescape(upper)).concat()))
     }
 }
 
@@ -342,8 +339,11 @@ mod tests {
     use super::*;
 
     fn found(table: &str) -> Vec<String> {
-        let lines = table.as_bytes().split(|byte| *byte == b'\n');
-        let all: BTreeSet<_> = lines.flat_map(paths).collect();
+        let places = table
+            .as_bytes()
+            .split(|byte| *byte == b'\n')
+            .filter_map(Place::of);
+        let all: BTreeSet<_> = places.flat_map(|place| place.paths()).collect();
         all.iter().map(|path| path.display().to_string()).collect()
     }
 

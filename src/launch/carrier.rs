@@ -55,29 +55,29 @@ impl Joined {
         })
     }
 
-    /// The namespace; none where it is gone.
-    fn open(&self) -> nix::Result<Option<OwnedFd>> {
+    /// The namespace. ESRCH: it is gone.
+    fn open(&self) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = match open(&self.path, flags, Mode::empty()) {
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(None),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Err(Errno::ESRCH),
             file => file?,
         };
         let about = fstat(&file)?;
-        let same = (about.st_dev, about.st_ino) == (self.device, self.inode);
-        Ok(same.then_some(file))
+        match (about.st_dev, about.st_ino) == (self.device, self.inode) {
+            true => Ok(file),
+            false => Err(Errno::ESRCH),
+        }
     }
 }
 
-/// Do something in a mount namespace, and come back.
-fn inside<T>(namespace: &Option<OwnedFd>, act: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
-    let Some(namespace) = namespace else {
+/// Do something in a mount namespace, the caller's or one that is joined, and come back. ESRCH: it is gone.
+fn inside<T>(namespace: Option<&Joined>, act: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    let Some(joined) = namespace else {
         return act();
     };
-    let own = open(
-        "/proc/self/ns/mnt",
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?;
+    let namespace = joined.open()?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let own = open("/proc/self/ns/mnt", flags, Mode::empty())?;
     let (root, directory) = (open_path("/".as_ref())?, open_path(".".as_ref())?);
     // KERNEL: a thread that shares its root and directory may not; there is no other thread.
     setns(namespace, CloneFlags::CLONE_NEWNS)?;
@@ -101,8 +101,7 @@ impl Carrier {
         let field = || format!("root.path {}", root.display());
         let copy = || {
             let namespace = namespace.map(Joined::at).transpose()?;
-            let opened = opened(namespace.as_ref())?.ok_or(Errno::ESRCH)?;
-            let tree = inside(&opened, || {
+            let tree = inside(namespace.as_ref(), || {
                 let tree = mount::bind(root, Reach::Tree, Change::default())?;
                 let private = Change::propagation(libc::MS_PRIVATE);
                 mount::change(tree.as_fd(), Reach::Tree, private).map(|()| tree)
@@ -131,13 +130,10 @@ impl Carrier {
         let field = || format!("root.path {}", self.path.display());
         debug!("mount {} over itself", self.path.display());
         let put = || {
-            let namespace = opened(self.found.namespace.as_ref())?.ok_or(Errno::ESRCH)?;
-            inside(&namespace, || {
-                let target = open_path(&self.path)?;
-                mount::attach(self.tree.as_fd(), target.as_fd())
-            })
+            let target = open_path(&self.path)?;
+            mount::attach(self.tree.as_fd(), target.as_fd())
         };
-        put()
+        inside(self.found.namespace.as_ref(), put)
             .map_err(|errno| anyhow!("{}", Words(errno)))
             .with_context(field)?;
         self.attached = true;
@@ -166,14 +162,6 @@ impl Drop for Carrier {
     }
 }
 
-/// The namespace of a carrier: none inside is the caller's, none around it is one that is gone.
-fn opened(namespace: Option<&Joined>) -> nix::Result<Option<Option<OwnedFd>>> {
-    match namespace {
-        None => Ok(Some(None)),
-        Some(joined) => joined.open().map(|file| file.map(Some)),
-    }
-}
-
 /// Unmount the carrier from `root`, with all that is mounted on it. Nothing is done where it is gone, or its namespace.
 ///
 /// # Errors
@@ -181,22 +169,20 @@ fn opened(namespace: Option<&Joined>) -> nix::Result<Option<Option<OwnedFd>>> {
 pub(crate) fn take_away(root: &Path, found: &Mark) -> Result<()> {
     let what = || format!("unmount {}", root.display());
     let worded = |errno: Errno| anyhow!("{}", Words(errno)).context(what());
-    let Some(namespace) = opened(found.namespace.as_ref()).map_err(worded)? else {
-        return Ok(());
-    };
-    let there = match inside(&namespace, || open_path(root)) {
+    let namespace = found.namespace.as_ref();
+    let there = match inside(namespace, || open_path(root)) {
         Ok(there) => there,
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(()),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESRCH) => return Ok(()),
         Err(errno) => return Err(worded(errno)),
     };
     if mount_id(&there).with_context(what)? == found.id {
         debug!("unmount {} and what is mounted on it", root.display());
         let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-        return inside(&namespace, || umount2(root, flags)).map_err(worded);
+        return inside(namespace, || umount2(root, flags)).map_err(worded);
     }
     let proc = open_path("/proc".as_ref()).map_err(worded)?;
     // A table is that of whoever opened it.
-    let table = inside(&namespace, || {
+    let table = inside(namespace, || {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         openat(&proc, "self/mountinfo", flags, Mode::empty())
     });

@@ -293,14 +293,15 @@ impl Plan {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut root = root(spec, linux, options, &namespaces, !mounts.is_empty())?;
-        // The caller's mounts belong to its user namespace, and those of a namespace that is joined to that one's.
-        if rootless || user_namespace {
-            root.carrier &= namespaces.origin(Kind::Mount) == Origin::Inherited;
-        }
         if root.carrier && (rootless || user_namespace) {
-            bail!(
-                "mounts: in a user namespace they need a mount namespace of the container's own (linux.namespaces: mount)"
-            );
+            // The caller's mounts belong to its user namespace.
+            if namespaces.origin(Kind::Mount) == Origin::Inherited {
+                bail!(
+                    "mounts: in a user namespace they need a mount namespace of the container's own (linux.namespaces: mount)"
+                );
+            }
+            // Those of a namespace that is joined belong to that one's: there it cannot be made from here.
+            root.carrier = false;
         }
         let on_dev = |op: &&MountOp| op.untrusted_target == Path::new("dev");
         let fill_dev = match mounts.iter().find(on_dev) {

@@ -111,6 +111,13 @@ pub(crate) struct Place {
     pub(crate) state_root: Option<PathBuf>,
 }
 
+impl Place {
+    /// Whether this command also runs it.
+    fn is_run(&self) -> bool {
+        self.state_root.is_some()
+    }
+}
+
 /// Make a bundle and register it. The tree, the record and the mount are there when this returns, and none of them when it
 /// fails.
 ///
@@ -128,7 +135,7 @@ pub(crate) fn make(
             "an overlay cannot have an id map: its layers are shared (use a flat root filesystem)"
         );
     }
-    if place.state_root.is_none() {
+    if !place.is_run() {
         store.is_no_place_for(&place.path)?;
     }
     let lease = store.lease(&format!("bundle {}", place.path.display()))?;
@@ -264,7 +271,7 @@ fn record(
         volumes: volumes.into_iter().collect(),
         state_root: place.state_root.clone(),
         image_name: image.name.clone(),
-        unfinished: place.state_root.is_none(),
+        unfinished: !place.is_run(),
         created: now(),
         last_seen: now(),
     })
@@ -317,10 +324,7 @@ impl<'s> Unfinished<'s> {
             }
             Err(error) => return Err(error).with_context(context),
         };
-        let held = place
-            .state_root
-            .is_none()
-            .then(|| remove::hold(&place.path));
+        let held = (!place.is_run()).then(|| remove::hold(&place.path));
         Ok(Self {
             store,
             place,
@@ -514,13 +518,11 @@ impl Maker<'_> {
         }
         let maps = userns::maps()?;
         // The runtime that starts it is in the namespace of this process, or else outside, where the command was given.
-        Ok(Caller::User(
-            if self.place.state_root.is_some() || !userns::entered() {
-                userns::inside(&maps)
-            } else {
-                maps
-            },
-        ))
+        Ok(Caller::User(if self.place.is_run() || !userns::entered() {
+            userns::inside(&maps)
+        } else {
+            maps
+        }))
     }
 
     /// The mounts for what the caller wants, and for what the image wants besides; parents come first.

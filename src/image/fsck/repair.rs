@@ -17,7 +17,7 @@ use super::super::containers::{Containers, RuntimeRoots};
 use super::super::digest::Digest;
 use super::super::layers;
 use super::super::manifest::{Descriptor, media_type};
-use super::super::mounts::{self, Named};
+use super::super::mounts;
 use super::super::progress::Progress;
 use super::super::store::{self, LayerRecord, Store, Used, now, random_name};
 use super::super::unpack::{Layer, Limits};
@@ -273,14 +273,7 @@ fn free(store: &Store, record: &LayerRecord) -> Result<()> {
         );
     }
     free_of_leases(store, store::Kind::Layer, &chain.to_string())?;
-    let layer = Named::Layer(chain.hex().to_owned());
-    let mounted = mounts::mounted()?;
-    if mounted
-        .paths
-        .iter()
-        .flatten()
-        .any(|path| mounts::named(path).contains(&layer))
-    {
+    if mounts::mounted()?.stands_on_layer(chain) {
         bail!("it is mounted: unmount it, then repair");
     }
     Ok(())

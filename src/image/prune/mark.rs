@@ -134,26 +134,16 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
         live: leases,
         dead: dead_leases,
     } = or_fault(store.leases(), &mut faults);
-    let records = or_fault(store.bundle_records(), &mut faults);
-    let recorded = records
-        .iter()
-        .filter_map(|record| record.state_root.clone());
-    let roots = roots.with(recorded);
-    let (mut containers, unread) = Containers::survey(&roots);
-    faults.extend(unread.into_iter().map(|unread| match unread {
-        Unread::Root(error) => Fault::fatal(error),
-        Unread::Container(error) => Fault::passable(error),
-    }));
-    let mut gone = Vec::new();
-    let mut bundles = bundles::look(records, containers.all(), &mut gone);
-    if !gone.is_empty() {
-        // A run may have ended in between, and its container with it: what is so also later is a fault.
-        gone.clear();
-        let records = or_fault(store.bundle_records(), &mut faults);
-        containers = Containers::survey(&roots).0;
-        bundles = bundles::look(records, containers.all(), &mut gone);
-    }
-    faults.extend(gone);
+    // A run may end between a look at its container and one at its bundle: what is so later too is a fault.
+    let mut again = true;
+    let (bundles, containers, roots) = loop {
+        let mut found = Vec::new();
+        let used = users(store, roots, &mut found);
+        if found.is_empty() || !std::mem::take(&mut again) {
+            faults.extend(found);
+            break used;
+        }
+    };
     let runs = or_fault(bundle::runs(store), &mut faults).into_iter();
     let runs = runs.map(|name| {
         // What cannot be told stays; what it uses is found out by itself.
@@ -229,6 +219,26 @@ pub(crate) fn survey(store: &Store, roots: &RuntimeRoots) -> Marked {
     marked.close_layers();
     marked.find_users();
     marked
+}
+
+/// The registered bundles, the containers, and the state directories in which these were looked for.
+fn users(
+    store: &Store,
+    roots: &RuntimeRoots,
+    faults: &mut Vec<Fault>,
+) -> (Vec<Bundle>, Containers, RuntimeRoots) {
+    let records = or_fault(store.bundle_records(), faults);
+    let recorded = records
+        .iter()
+        .filter_map(|record| record.state_root.clone());
+    let roots = roots.with(recorded);
+    let (containers, unread) = Containers::survey(&roots);
+    faults.extend(unread.into_iter().map(|unread| match unread {
+        Unread::Root(error) => Fault::fatal(error),
+        Unread::Container(error) => Fault::passable(error),
+    }));
+    let bundles = bundles::look(records, containers.all(), faults);
+    (bundles, containers, roots)
 }
 
 fn or_fault<T: Default>(read: Result<T>, faults: &mut Vec<Fault>) -> T {
