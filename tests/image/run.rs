@@ -42,6 +42,16 @@ fn store() -> Store {
     store
 }
 
+/// A store with an image that no other test mounts: mounted layers keep it in the stores of the other tests too.
+fn store_of_its_own(content: &'static str) -> Store {
+    let store = Store::new();
+    let image = image().layer(|l| {
+        l.file("own", content, 0o644);
+    });
+    image.write_layout(&store.root);
+    store
+}
+
 /// An unprivileged user's store; what `subordinate` says of /etc/subuid holds in this thread's mounts.
 fn users_store(subordinate: bool) -> Store {
     let store = Store::unprivileged();
@@ -74,6 +84,26 @@ fn run(store: &Store, options: &[&str], command: &[&str]) -> Call {
         .arg("bb:1")
         .arg("--")
         .args(command)
+}
+
+/// Kill all that holds the lock of a run's bundle: the command, what it goes on as, and the runtime that it started.
+fn kill_all_of(store: &Store) {
+    let of_store = store.root.display().to_string();
+    let commands = || {
+        let all = procfs::process::all_processes()
+            .expect("processes")
+            .flatten();
+        all.filter(|process| {
+            let words = process.cmdline().unwrap_or_default();
+            words.iter().any(|word| word.starts_with(&of_store))
+        })
+        .map(|process| process.pid)
+        .collect::<Vec<_>>()
+    };
+    for pid in commands() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+    assert!(eventually(|| commands().is_empty()));
 }
 
 /// A later command that is about bundles.
@@ -510,7 +540,7 @@ fn an_ordinary_users_run_passes_signals_on_and_is_cleaned_up_after_a_kill() {
 fn a_container_keeps_its_image_when_its_bundle_was_moved() {
     requires!(root);
     own_state_root();
-    let store = store();
+    let store = store_of_its_own("container");
     let (dir, moved) = (store.beside("b"), store.beside("moved"));
     store
         .call(["bundle", "bb:1"])
@@ -547,7 +577,7 @@ fn a_container_keeps_its_image_when_its_bundle_was_moved() {
 fn prune_takes_the_bundle_of_a_killed_run_and_df_counts_it() {
     requires!(root);
     own_state_root();
-    let store = store();
+    let store = store_of_its_own("prune");
     let sleeping = ["/bin/sh", "-c", "echo ready; sleep 600"];
     let options = ["--name", "left", "--flat", "--volume", "v:/v"];
     let running = run(&store, &options, &sleeping).spawn();
@@ -642,23 +672,7 @@ fn a_run_of_a_user_from_another_session_is_left_alone() {
     let sleeping = ["/bin/sh", "-c", "echo ready; sleep 600"];
     let running = run(&store, &["--name", "mine", "-v", "v:/v"], &sleeping).spawn();
     assert!(eventually(|| running.stdout().contains("ready")));
-    // All that holds the bundle's lock: the command, what it goes on as, and the runtime that it started.
-    let commands = || {
-        let all = procfs::process::all_processes()
-            .expect("processes")
-            .flatten();
-        let of_store = store.root.display().to_string();
-        all.filter(|process| {
-            let words = process.cmdline().unwrap_or_default();
-            words.iter().any(|word| word.starts_with(&of_store))
-        })
-        .map(|process| process.pid)
-        .collect::<Vec<_>>()
-    };
-    for pid in commands() {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).ok();
-    }
-    assert!(eventually(|| commands().is_empty()));
+    kill_all_of(&store);
     let elsewhere = store.beside("elsewhere");
     fs::create_dir(&elsewhere).expect("directory");
     std::os::unix::fs::chown(&elsewhere, Some(NOBODY), Some(NOBODY)).expect("chown");
@@ -681,6 +695,81 @@ fn a_run_of_a_user_from_another_session_is_left_alone() {
         "{other}"
     );
     assert_eq!(bundles, ["mine"]);
+}
+
+// Every step of a run's end is followed once by its death.
+#[test]
+fn a_run_that_is_killed_at_any_step_of_the_removal_is_cleaned_up_by_the_next() {
+    requires!(root, command "strace");
+    own_state_root();
+    let store = store();
+    let mut killed = 0;
+    for call in ["unlinkat", "renameat", "fsync"] {
+        for step in 1.. {
+            let fault = format!("{call}:signal=KILL:when={step}");
+            let outcome = run(&store, &["--flat"], &[]).injecting(&fault).run();
+            if outcome.code == 0 {
+                break;
+            }
+            killed += 1;
+            assert!(
+                eventually(|| {
+                    any_command(&store);
+                    store.ok(["volume", "list"]);
+                    ["bundles", "records/bundles", "staging", "leases"]
+                        .iter()
+                        .all(|dir| store.names(dir).is_empty())
+                }),
+                "{fault}"
+            );
+        }
+    }
+    assert!(killed > 5, "{killed}");
+    assert_nothing_left(&store);
+}
+
+// Of a container whose state is kept where nobody looks, its mounts are what there is to see.
+#[test]
+fn the_bundle_of_a_container_that_only_its_mounts_show_is_left_alone() {
+    requires!(root);
+    own_state_root();
+    let store = store();
+    let elsewhere = store.beside("elsewhere");
+    let runtime = store.beside("runtime");
+    let script = format!(
+        "#!/bin/sh\nshift 2\nexec {} --root {} \"$@\"\n",
+        runtime_for(&store).display(),
+        elsewhere.display()
+    );
+    fs::write(&runtime, script).expect("script");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("mode");
+    let running = store
+        .call(["run", "--runtime"])
+        .arg(&runtime)
+        .args(["--name", "hidden", "bb:1", "--"])
+        .args(["/bin/sh", "-c", "echo ready; sleep 600"])
+        .spawn();
+    assert!(eventually(|| running.stdout().contains("ready")));
+    kill_all_of(&store);
+    let bundles = || store.names("bundles");
+    let other = run(&store, &[], &[]).run();
+    let planned = store.ok(["prune", "--dry-run", "--format", "json"]).json();
+    let left = bundles();
+    let done = Command::new(runtime_for(&store))
+        .arg("--root")
+        .arg(&elsewhere)
+        .args(["delete", "--force", "hidden"])
+        .status();
+    assert!(done.expect("runtime").success());
+    drop(running.wait());
+    assert_eq!(other.stdout, "hello\n", "{other}");
+    assert_eq!(planned["plan"], json!([]));
+    assert_eq!(left, ["hidden"]);
+    // Without the mounts it is a leftover like others.
+    assert!(eventually(|| {
+        any_command(&store);
+        bundles().is_empty()
+    }));
 }
 
 #[test]

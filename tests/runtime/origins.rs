@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::inside::{refused, user_namespace};
 use crate::namespaces::Holder;
-use crate::support::{Bundle, namespace, runtime};
+use crate::support::{Bundle, eventually, namespace, runtime};
 
 /// The specification's names, the kernel's, and unshare(1)'s options.
 const KINDS: [(&str, &str, &str); 8] = [
@@ -229,6 +229,23 @@ fn what_is_mounted_in_a_joined_namespace_goes_with_the_container() {
         assert_eq!(table(), before);
         bundle.assert_nothing_left();
     }
+}
+
+#[test]
+fn a_container_is_deleted_although_the_namespace_that_it_joined_is_at_its_path_no_longer() {
+    requires!(root, command "unshare");
+    let holder = Holder::new(&["--mount"]);
+    let bundle = Bundle::sleeping();
+    let path = holder.path("mnt");
+    bundle.edit(|c| {
+        c["root"]["readonly"] = json!(false);
+        namespace(c, "mount")["path"] = json!(path);
+    });
+    bundle.up();
+    drop(holder);
+    assert!(eventually(|| fs::symlink_metadata(&path).is_err()));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
 }
 
 #[test]

@@ -272,6 +272,7 @@ fn record(
         state_root: place.state_root.clone(),
         image_name: image.name.clone(),
         unfinished: !place.is_run(),
+        passing: place.passing,
         created: now(),
         last_seen: now(),
     })

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, OFlag, fcntl, open, openat};
-use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::sys::stat::{Mode, fstat, lstat, mkdirat};
 
 use crate::report::{self, Hinted, debug};
 use crate::sys::path::open_no_links;
@@ -194,7 +194,7 @@ pub(crate) fn claim(store: &Store, id: &str) -> Result<Claim> {
     }
 }
 
-/// Remove what killed commands left: unfinished bundles, and bundles of runs. What cannot be removed is for the next sweep.
+/// Remove what killed commands left: unfinished bundles, bundles of runs, and their records. What cannot be removed is for the next sweep.
 ///
 /// # Errors
 /// The store cannot be read.
@@ -211,7 +211,22 @@ pub(crate) fn sweep(store: &Store, roots: &RuntimeRoots) -> Result<()> {
             debug!("bundles/{name} stays: {error:#}");
         }
     }
+    // A command that was killed between the two last steps of a removal.
+    for record in store.bundle_records()? {
+        if record.passing
+            && let Err(Errno::ENOENT) = lstat(&record.path)
+            && let Err(error) = forget(store, roots, &record)
+        {
+            debug!("the record of {} stays: {error:#}", record.path.display());
+        }
+    }
     Ok(())
+}
+
+/// Remove the record of a run whose directory is gone.
+fn forget(store: &Store, roots: &RuntimeRoots, record: &BundleRecord) -> Result<()> {
+    let containers = Containers::read(&roots.with(record.state_root.clone()))?;
+    remove(store, &containers, record, false).map(drop)
 }
 
 /// The names of the bundles that stand in the store.

@@ -82,6 +82,9 @@ pub(crate) struct BundleRecord {
     /// It is being made, by a command that holds the directory by flock: with the lock free, it is a leftover.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) unfinished: bool,
+    /// Its directory goes with the container, so that the record is a leftover when the directory is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) passing: bool,
     /// Unix seconds.
     pub(crate) created: u64,
     /// Unix seconds; when the bundle's directory was last seen in its place.
