@@ -34,15 +34,15 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, fchown, fchownat, read, unlinkat, write};
 
 use crate::sys::errno::Words;
-use crate::sys::{bpf, fd};
+use crate::sys::{bpf, fd, pidfd};
 
 pub(crate) use devices::Devices;
 use files::Need;
@@ -527,19 +527,34 @@ impl Cgroup {
     /// A threaded cgroup cannot be killed at once. Its processes are stopped first, so that none forks meanwhile.
     fn kill_each(&self) -> Result<()> {
         self.freeze()?;
-        let killed = self.processes().and_then(|processes| {
-            for pid in processes {
-                match kill(pid, Signal::SIGKILL) {
+        self.signal(libc::SIGKILL).and(self.thaw())
+    }
+
+    /// Send `signal` to every process of the cgroup and of those below it; those that are forked meanwhile may miss it.
+    pub(crate) fn signal(&self, signal: i32) -> Result<()> {
+        // So many descriptors at once: a caller's limit is often 1024, and there may be more processes.
+        const AT_ONCE: usize = 256;
+        for pids in self.processes()?.chunks(AT_ONCE) {
+            let open = |&pid: &Pid| match pidfd::open(pid) {
+                Ok(process) => Some(Ok((pid, process))),
+                Err(Errno::ESRCH) => None,
+                Err(errno) => Some(Err(errno).with_context(|| format!("open process {pid}"))),
+            };
+            let opened: Vec<(Pid, OwnedFd)> =
+                pids.iter().filter_map(open).collect::<Result<_>>()?;
+            // ORDER: a pid may have gone to a stranger before it was opened. Who is on the list afterwards is no stranger.
+            let members = self.processes()?;
+            for (pid, process) in opened.iter().filter(|(pid, _)| members.contains(pid)) {
+                match pidfd::send_signal(process, signal) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(errno) => {
                         return Err(errno)
-                            .with_context(|| self.says(&format!("kill process {pid} of")));
+                            .with_context(|| format!("send signal {signal} to process {pid}"));
                     }
                 }
             }
-            Ok(())
-        });
-        killed.and(self.thaw())
+        }
+        Ok(())
     }
 
     /// Stop every process of the cgroup and of those below it, and wait until they stand still. On failure they go on.
@@ -943,11 +958,29 @@ fn remove_made(made: &[Made]) {
     }
 }
 
-/// Remove a directory; one that is gone is done.
+/// Remove a cgroup that has none below it; one that is gone is done.
 fn remove_dir(parent: &OwnedFd, name: &Path) -> nix::Result<()> {
+    lift_rdma_limits(parent, name);
     match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
         Err(Errno::ENOENT) => Ok(()),
         result => result,
+    }
+}
+
+/// A cgroup that is removed with limits of an RDMA device in force leaves them to the device, and the kernel falls over them
+/// when that goes (Linux 6.12; a repair was posted in June 2026). Best effort: most have no such file.
+fn lift_rdma_limits(parent: &OwnedFd, name: &Path) {
+    let file = name.join("rdma.max");
+    let Ok(limits) = read_long(parent, &file) else {
+        return;
+    };
+    for line in limits.lines() {
+        if let Some((device, limits)) = line.split_once(' ')
+            && limits.split_whitespace().any(|l| !l.ends_with("=max"))
+        {
+            let none = format!("{device} hca_handle=max hca_object=max");
+            write_file(parent, &file, &none).ok();
+        }
     }
 }
 
@@ -1026,8 +1059,8 @@ fn read_short(dir: &OwnedFd, name: &str) -> nix::Result<String> {
     Ok(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 
-fn read_long(dir: &OwnedFd, name: &str) -> nix::Result<String> {
-    let file = open_file(dir, Path::new(name), OFlag::O_RDONLY)?;
+fn read_long(dir: &OwnedFd, name: impl AsRef<Path>) -> nix::Result<String> {
+    let file = open_file(dir, name.as_ref(), OFlag::O_RDONLY)?;
     let mut text = Vec::new();
     let mut part = [0; 4096];
     loop {

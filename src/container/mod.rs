@@ -457,19 +457,14 @@ pub(crate) fn kill_all(root: &Path, id: &Id, signal: i32) -> Result<()> {
     if signal == nix::libc::SIGKILL {
         return kill_everything(&cgroup, init.as_ref());
     }
-    let processes = cgroup.processes()?;
     let first = Pid::from_raw(container.record().init_process_pid);
     // One that has left the cgroup is the container's all the same.
-    let outside = init.is_some() && !processes.contains(&first);
-    for pid in processes.into_iter().chain(outside.then_some(first)) {
-        let sent = pidfd::open(pid).and_then(|process| pidfd::send_signal(&process, signal));
-        match sent {
-            // Dead meanwhile.
+    let outside = !cgroup.processes()?.contains(&first);
+    cgroup.signal(signal)?;
+    if outside && let Some(init) = init {
+        match pidfd::send_signal(&init, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                return Err(errno)
-                    .with_context(|| format!("send signal {signal} to process {pid}"));
-            }
+            Err(errno) => return Err(errno).with_context(|| format!("send signal {signal}")),
         }
     }
     Ok(())

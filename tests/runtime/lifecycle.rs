@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use serde_json::{Value, json};
 
+use crate::inside::without_namespace;
 use crate::support::{Bundle, Verb, eventually, namespace, process_args, runtime, sh};
 
 #[test]
@@ -761,6 +762,57 @@ fn kill_with_all_reaches_every_process() {
     bundle.wait_for("stopped");
     bundle.delete();
     bundle.assert_nothing_left();
+}
+
+/// Between a look at the list of processes and the signal, a pid may change hands. The kernel is told here to give it away,
+/// while strace holds the runtime just before it opens the process.
+#[test]
+fn kill_all_does_not_reach_a_stranger_with_the_pid_of_a_process_that_ended() {
+    requires!(root, command "strace", command "unshare");
+    differs!("runc", "since 1.2 the signal goes to the init alone");
+    differs!("crun", "it sends the signal to the number");
+    let bundle = Bundle::with(|c| {
+        without_namespace(c, "pid");
+        sh(c, "sleep 1000 & wait; exec sleep 1000");
+    });
+    let procs = bundle.cgroup().join("cgroup.procs");
+    let script = r#"
+        created() { "$runtime" --root "$root" create "$id" </dev/null >/dev/null 2>&1; }
+        procs=$1 id=$2; shift 2; runtime=$1 root=$3
+        created && "$runtime" --root "$root" start "$id" || exit
+        until [ "$(wc -l <"$procs")" = 2 ]; do sleep 0.1; done
+        victim=$(sort -n "$procs" | tail -n 1)
+        strace -qq -o trace -e trace=pidfd_open -e inject=pidfd_open:delay_enter=3000000:when=3 "$@" &
+        runtime_ends=$!
+        sleep 1.5
+        kill -KILL "$victim"
+        while kill -0 "$victim" 2>/dev/null; do sleep 0.1; done
+        echo $((victim - 1)) >/proc/sys/kernel/ns_last_pid
+        sh -c 'trap "echo reached >>stranger" USR1; while :; do sleep 0.1; done' &
+        [ $! = "$victim" ] || echo "the pid was not given again: $!, not $victim"
+        wait "$runtime_ends" || echo "kill failed"
+        sleep 0.5
+        grep -q "^pidfd_open($victim, 0) *= [0-9]" trace || cat trace
+        kill -0 "$victim" || echo "the stranger is gone"
+    "#;
+    let outcome = bundle
+        .verb(["kill", "--all", &bundle.id, "USR1"])
+        .under([
+            "unshare",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            "sh",
+            "-c",
+            script,
+            "host",
+            procs.to_str().unwrap(),
+            &bundle.id,
+        ])
+        .run();
+    assert_eq!(outcome.ok().stdout, "");
+    assert!(!bundle.path.join("stranger").exists());
 }
 
 /// crun's way to name several containers at once.

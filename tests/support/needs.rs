@@ -154,32 +154,27 @@ pub(crate) fn command(name: &str) -> Result<(), String> {
     }
 }
 
-/// The RDMA devices that this machine has; a soft one is made where the kernel can.
+/// The RDMA devices that this machine has.
 pub(crate) fn rdma_devices() -> Vec<String> {
-    let listed = || -> Vec<String> {
-        let devices = std::fs::read_dir("/sys/class/infiniband");
-        devices
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|device| device.file_name().to_string_lossy().into_owned())
-            .collect()
-    };
-    if listed().is_empty() {
-        let make = "modprobe rdma_rxe && rdma link add pelagos0 type rxe netdev \"$(ls /sys/class/net | grep -vx lo | head -n 1)\"";
-        std::process::Command::new("sh")
-            .args(["-c", make])
-            .output()
-            .ok();
-    }
-    listed()
+    let devices = std::fs::read_dir("/sys/class/infiniband");
+    devices
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|device| device.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
-/// An RDMA device.
+/// An RDMA device, or a kernel that makes soft ones.
 pub(crate) fn rdma_device() -> Result<(), String> {
-    match rdma_devices().is_empty() {
-        true => Err("no RDMA device, and none can be made".into()),
-        false => Ok(()),
+    command("rdma")?;
+    let soft = std::process::Command::new("modprobe")
+        .args(["--dry-run", "rdma_rxe"])
+        .output()
+        .is_ok_and(|out| out.status.success());
+    match soft || !rdma_devices().is_empty() {
+        true => Ok(()),
+        false => Err("no RDMA device, and none can be made".into()),
     }
 }
 
