@@ -263,18 +263,9 @@ fn an_archive_is_not_written_to_a_terminal() {
     requires!(command "script");
     let store = Store::new();
     store.import(&image("a").tag("a:1").build());
-    let line = format!(
-        "{} --root {} export a:1 -",
-        program().display(),
-        store.root.display()
-    );
-    let output = Command::new("script")
-        .args(["-qec", &line, "/dev/null"])
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("stdout is a terminal"), "{said}");
+    let said = store.call(["export", "a:1", "-"]).on_a_terminal().run();
+    assert_eq!(said.code, 1, "{said}");
+    assert!(said.stdout.contains("stdout is a terminal"), "{said}");
 }
 
 #[test]

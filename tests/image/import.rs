@@ -1000,6 +1000,48 @@ fn memory_is_bounded_whatever_the_size() {
     }
 }
 
+#[test]
+fn long_work_shows_bars_on_a_terminal_and_nothing_in_a_pipe() {
+    requires!(command "script");
+    let archive = scratch();
+    let file = archive.path().join("oci.tar");
+    // Several reads, so that there is something to draw.
+    let content = noise(1, 8 << 20);
+    let built = ImageBuilder::new()
+        .layer(|l| {
+            l.file("noise", content, 0o644);
+        })
+        .tag("big:1")
+        .build();
+    built.write_oci_archive(&file);
+    let import = || {
+        let store = Store::new();
+        (store.call(["import"]).arg(&file), store)
+    };
+    let drawn = |said: &Outcome| said.stdout.contains(" MiB ");
+
+    let (call, _store) = import();
+    let said = call.env("TERM", "xterm").on_a_terminal().ok();
+    assert!(drawn(&said), "{said}");
+    // Of a bar nothing stays: the result stands on a cleared line.
+    let last = said.stdout.trim_end().rsplit('\r').next().unwrap();
+    assert!(last.trim().contains(&built.digest), "{last:?}");
+
+    let (call, _store) = import();
+    let said = call.ok();
+    assert_eq!(said.stderr, "", "{said}");
+    assert_eq!(said.stdout, format!("big:1 {}\n", built.digest));
+
+    let (call, _store) = import();
+    let said = call
+        .arg("--quiet")
+        .env("TERM", "xterm")
+        .on_a_terminal()
+        .ok();
+    assert!(!drawn(&said), "{said}");
+    assert_eq!(said.stdout, format!("big:1 {}\r\n", built.digest));
+}
+
 fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().expect(program);
     let said = String::from_utf8_lossy(&output.stderr);

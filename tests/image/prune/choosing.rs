@@ -354,9 +354,7 @@ fn keep_storage_removes_the_longest_unused_first_and_stops() {
 fn typed(store: &Store, args: &[&str], answer: &str) -> Outcome {
     let file = store.beside("answer");
     fs::write(&file, answer).unwrap();
-    // script(1) gives the command a terminal and types what it reads.
-    let wrap = ["sh", "-c", "exec script -qec \"$*\" /dev/null", "sh"];
-    let call = call(store, args).under(wrap);
+    let call = call(store, args).on_a_terminal();
     call.stdin(File::open(file).unwrap()).run()
 }
 

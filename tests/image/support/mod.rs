@@ -351,6 +351,12 @@ impl Call {
         self.under(["unshare", "--mount", "--propagation", "private"])
     }
 
+    /// On a terminal of its own: what it shows there is the outcome's stdout, and what stdin holds is typed. Needs
+    /// `command "script"`.
+    pub(crate) fn on_a_terminal(self) -> Self {
+        self.under(["sh", "-c", "exec script -qec \"$*\" /dev/null", "sh"])
+    }
+
     /// Under strace, with `what` injected: `"fsync:error=ENOSPC:when=2"`. Threads and children are traced as well. Needs
     /// `command "strace"`.
     pub(crate) fn injecting(self, what: &str) -> Self {
