@@ -1,6 +1,8 @@
 //! Bundles made from images: what config.json says, what the root holds, when an overlay goes away.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -262,6 +264,10 @@ fn a_bundle_that_cannot_be_made_leaves_nothing() {
     assert!(full.join("mine").exists());
     bundle(&store, &[], "other:1", &absent).fails_with("other:1");
     bundle(&store, &[], "rich:1", Path::new("/surely/not/there")).fails_with("/surely/not");
+    let bytes = store.beside(OsStr::from_bytes(b"b\xff"));
+    let call = store.call(["bundle", "rich:1"]).arg(&bytes);
+    call.run().fails_with("the path is not UTF-8");
+    assert!(!bytes.exists());
     assert_eq!(store.names("records/bundles"), [""; 0]);
     store.assert_nothing_left();
 }

@@ -135,6 +135,8 @@ pub(crate) fn make(
             "an overlay cannot have an id map: its layers are shared (use a flat root filesystem)"
         );
     }
+    // The record is JSON as well.
+    text(&place.path).context("bundle")?;
     if !place.is_run() {
         store.is_no_place_for(&place.path)?;
     }
@@ -640,7 +642,7 @@ impl Maker<'_> {
 /// A path for config.json, which is JSON and thus UTF-8.
 fn text(path: &Path) -> Result<&str> {
     path.to_str()
-        .with_context(|| format!("{}: not UTF-8", path.display()))
+        .with_context(|| format!("{}: the path is not UTF-8", path.display()))
 }
 
 /// A host name from an id: at most 64 bytes, what the kernel keeps.
