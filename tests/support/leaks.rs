@@ -1,5 +1,7 @@
 //! What a test left on the machine: control groups, mounts, processes, state directories.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, umount2};
@@ -80,6 +82,7 @@ fn mounts(id: &str) -> Vec<String> {
 /// bundle), their command line or environment.
 pub(crate) fn processes(id: &str) -> Vec<(Pid, String)> {
     let own = std::process::id().to_string();
+    let own_mounts = std::fs::read_link("/proc/thread-self/ns/mnt").expect("a mount namespace");
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let name = entry.file_name();
@@ -89,28 +92,40 @@ pub(crate) fn processes(id: &str) -> Vec<(Pid, String)> {
         if name.to_str() == Some(&own) {
             continue;
         }
-        // A zombie is already dead; its parent, perhaps the tests themselves, will collect it.
-        let dead = std::fs::read_to_string(entry.path().join("stat")).is_ok_and(|s| {
-            s.rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+        let at = |file: &str| entry.path().join(file);
+        // A zombie is already dead; its parent, perhaps the tests themselves, will collect it. What kthreadd (2) begins
+        // is the kernel's.
+        let stat = read(&at("stat"));
+        let not_it = stat.rsplit_once(") ").is_some_and(|(_, rest)| {
+            rest.starts_with(['Z', 'X']) || rest.split(' ').nth(1) == Some("2")
         });
-        if dead {
+        if not_it {
             continue;
         }
-        let has = |file: &str| {
-            std::fs::read(entry.path().join(file))
-                .is_ok_and(|text| String::from_utf8_lossy(&text).contains(id))
+        // The table of the test's own mount namespace is long, and says nothing of a single process.
+        let has = |file: &&str| {
+            let ours = *file == "mountinfo"
+                && std::fs::read_link(at("ns/mnt")).is_ok_and(|ns| ns == own_mounts);
+            !ours && read(&at(file)).contains(id)
         };
-        if let Some(how) = ["cgroup", "mountinfo", "cmdline", "environ"]
+        if let Some(how) = ["cgroup", "cmdline", "environ", "mountinfo"]
             .into_iter()
-            .find(|f| has(f))
+            .find(has)
         {
-            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let line = read(&at("cmdline")).replace('\0', " ");
             found.push((Pid::from_raw(pid), format!("{line} (by its {how})")));
         }
     }
     found
+}
+
+/// A file of /proc, in few calls: they have no size that a buffer could be made for. Empty where it cannot be read.
+fn read(path: &Path) -> String {
+    let mut text = Vec::with_capacity(8192);
+    File::open(path)
+        .and_then(|mut file| file.read_to_end(&mut text))
+        .ok();
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Remove all of it, by force. Best effort: it runs when a test has ended, perhaps by a panic.
