@@ -93,11 +93,12 @@ pub(crate) fn processes(id: &str) -> Vec<(Pid, String)> {
             continue;
         }
         let at = |file: &str| entry.path().join(file);
-        // A zombie is already dead; its parent, perhaps the tests themselves, will collect it. What kthreadd (2) begins
-        // is the kernel's.
+        // A zombie is already dead; its parent, perhaps the tests themselves, will collect it. A thread of the kernel has
+        // PF_KTHREAD among its flags (proc_pid_stat(5), field 9).
         let stat = read(&at("stat"));
         let not_it = stat.rsplit_once(") ").is_some_and(|(_, rest)| {
-            rest.starts_with(['Z', 'X']) || rest.split(' ').nth(1) == Some("2")
+            let flags = rest.split(' ').nth(6).and_then(|f| f.parse::<u32>().ok());
+            rest.starts_with(['Z', 'X']) || flags.is_some_and(|f| f & 0x0020_0000 != 0)
         });
         if not_it {
             continue;
