@@ -195,13 +195,13 @@ impl ParentEnd {
 
     /// The word to start, where this socket is the go descriptor.
     pub(crate) fn go(&self) -> nix::Result<()> {
-        fd::send(self.0.as_fd(), b"0", &[])
+        fd::send(self.0.as_fd(), b"0", &[]).map(drop)
     }
 
     fn say(&self, kind: Kind) -> nix::Result<()> {
         let mut buffer = [0; HEADER + TEXT];
         let length = encode(kind, 0, 0, b"", &mut buffer);
-        fd::send(self.0.as_fd(), &buffer[..length], &[])
+        fd::send(self.0.as_fd(), &buffer[..length], &[]).map(drop)
     }
 
     /// Wait for what the child says next.

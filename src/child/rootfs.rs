@@ -231,7 +231,7 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
     for path in &given.plan.read_only {
         if let Some(target) = look(path, Step::ReadOnly) {
             given.check(
-                freeze(target.as_fd()),
+                freeze(target.as_fd(), root.as_fd()),
                 Step::ReadOnly,
                 Path::new("/").join(path),
             );
@@ -253,15 +253,21 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
     }
 }
 
-/// A read-only copy of the tree at `target`, over itself.
-fn freeze(target: BorrowedFd) -> nix::Result<()> {
+/// A read-only copy of the tree at `target`, over itself; the root itself, below which everybody stands already, has nothing
+/// over it that anybody would see.
+fn freeze(target: BorrowedFd, root: BorrowedFd) -> nix::Result<()> {
+    let read_only = Change::attributes(attr::RDONLY, 0);
+    if is_same(target, root)? {
+        return mount::change(root, Reach::One, read_only);
+    }
     let tree = mount::clone_tree(target, c"", Reach::Tree)?;
-    mount::change(
-        tree.as_fd(),
-        Reach::Tree,
-        Change::attributes(attr::RDONLY, 0),
-    )?;
+    mount::change(tree.as_fd(), Reach::Tree, read_only)?;
     mount::attach(tree.as_fd(), target)
+}
+
+fn is_same(one: BorrowedFd, other: BorrowedFd) -> nix::Result<bool> {
+    let (one, other) = (fstat(one)?, fstat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 fn mask(

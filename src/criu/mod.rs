@@ -353,7 +353,7 @@ impl Worker {
     fn send(&self, message: &Message) -> Result<()> {
         match fd::send(self.socket()?, message.as_bytes(), &[]) {
             Err(Errno::EPIPE | Errno::ECONNRESET) => bail!("criu ended before it was asked"),
-            other => other.context("talk to criu"),
+            sent => sent.map(drop).context("talk to criu"),
         }
     }
 

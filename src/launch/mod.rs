@@ -214,7 +214,11 @@ pub(crate) fn prepare(
         carrier: plan
             .root
             .carrier
-            .then(|| Carrier::new(&plan.root.path, joined_mounts(plan)))
+            .then(|| {
+                let joined = joined_mounts(plan);
+                joined.map_or(Ok(()), |path| open_namespace(Kind::Mount, path).map(drop))?;
+                Carrier::new(&plan.root.path, joined)
+            })
             .transpose()
             .context("unable to start container process")?,
         filter: filter(plan, profile, cache)?,

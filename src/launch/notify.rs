@@ -32,14 +32,16 @@ pub(super) fn hand_over(
     let listener = pidfd::take(launched.pidfd(), number)
         .context("take the listener of the seccomp filter from the container's process")?;
     let state: Value = serde_json::from_slice(state).context("the container's state")?;
-    let message = json!({
+    let mut message = json!({
         "ociVersion": state["ociVersion"],
         "fds": ["seccompFd"],
         "pid": launched.pid().as_raw(),
-        "metadata": agent.metadata,
         "state": state,
-    })
-    .to_string();
+    });
+    if let Some(metadata) = &agent.metadata {
+        message["metadata"] = json!(metadata);
+    }
+    let message = message.to_string();
     // COMPAT: runc's words.
     let context = || {
         format!(
@@ -52,9 +54,9 @@ pub(super) fn hand_over(
     stream
         .set_write_timeout(Some(WRITTEN))
         .with_context(context)?;
-    // The descriptor travels with the first byte; a stream may take the rest in pieces.
-    let (first, rest) = message.as_bytes().split_at(1);
+    // COMPAT: together with the descriptor, as far as the stream takes it: there are agents that read once.
     let number = std::os::fd::AsRawFd::as_raw_fd(&listener);
-    fd::send(stream.as_fd(), first, &[number]).with_context(context)?;
+    let sent = fd::send(stream.as_fd(), message.as_bytes(), &[number]).with_context(context)?;
+    let rest = &message.as_bytes()[sent..];
     stream.write_all(rest).with_context(context)
 }

@@ -17,12 +17,13 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Uid;
 use oci_spec::runtime::{
     Hooks, Linux, LinuxIntelRdt, LinuxNamespaceType as Kind, LinuxNetDevice, LinuxResources,
-    LinuxTimeOffset, Spec,
+    LinuxTimeOffset, Mount, Spec,
 };
 
 use crate::idmap::{self, Maps, Range};
 use crate::spec::sysctl_path;
 use crate::sys::mount::{Change, Reach};
+use crate::sys::path::relative;
 use devices::{Making, Node};
 use execution::Execution;
 use extensions::Extensions;
@@ -49,8 +50,8 @@ pub(crate) struct Root {
     pub(crate) path: PathBuf,
     pub(crate) read_only: bool,
     pub(crate) switch: Switch,
-    /// The container has the caller's mount namespace, or joins one, and something is mounted for it: the root is a mount of
-    /// its own there, which carries the others and goes with the container.
+    /// The container has the caller's mount namespace, or joins one, and something is mounted or changed for it there: the
+    /// root is a mount of its own, which carries the others and goes with the container.
     pub(crate) carrier: bool,
     /// Propagation of all mounts while the container is set up.
     pub(crate) setup: (Reach, Change),
@@ -292,7 +293,10 @@ impl Plan {
                 Ok(op)
             })
             .collect::<Result<Vec<_>>>()?;
-        let mut root = root(spec, linux, options, &namespaces, !mounts.is_empty())?;
+        let masked = inner_paths(linux.masked_paths().as_ref());
+        let read_only = inner_paths(linux.readonly_paths().as_ref());
+        let covers = !mounts.is_empty() || !masked.is_empty() || !read_only.is_empty();
+        let mut root = root(spec, linux, options, &namespaces, covers)?;
         if root.carrier && (rootless || user_namespace) {
             // The caller's mounts belong to its user namespace.
             if namespaces.origin(Kind::Mount) == Origin::Inherited {
@@ -311,7 +315,7 @@ impl Plan {
         };
         let id_maps = id_maps.distinct;
         let resources = linux.resources().clone().unwrap_or_default();
-        let delegate_to = delegate(&mounts, own_cgroup_namespace, maps.as_ref(), process.uid);
+        let delegate_to = delegate(spec, own_cgroup_namespace, maps.as_ref(), process.uid);
         let keyring = (!options.no_new_keyring)
             .then(|| std::ffi::CString::new(format!("_ses.{}", options.id)))
             .transpose()
@@ -327,8 +331,8 @@ impl Plan {
             } else {
                 Making::Node
             },
-            masked: inner_paths(linux.masked_paths().as_ref()),
-            read_only: inner_paths(linux.readonly_paths().as_ref()),
+            masked,
+            read_only,
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
             execution: Execution::new(spec),
@@ -491,7 +495,7 @@ fn root(
     linux: &Linux,
     options: &Options,
     namespaces: &Namespaces,
-    mounts: bool,
+    covers: bool,
 ) -> Result<Root> {
     let root = spec.root().as_ref().context("root must be specified")?;
     let word = linux.rootfs_propagation().as_deref().unwrap_or_default();
@@ -528,20 +532,25 @@ fn root(
         path: options.root.clone(),
         read_only,
         switch,
-        carrier: namespaces.origin(Kind::Mount) != Origin::New && (mounts || read_only),
+        carrier: switch == Switch::Chroot && (covers || read_only || !kept),
         setup,
         finally: (!kept).then_some(wanted),
     })
 }
 
-/// Whom the cgroup is given to (cgroups(7), delegation).
-fn delegate(mounts: &[MountOp], own_namespace: bool, maps: Option<&Maps>, uid: u32) -> Option<Uid> {
-    let writable = |op: &MountOp| {
-        matches!(op.what, What::Cgroup { .. })
-            && op.change.set & crate::sys::mount::attr::RDONLY == 0
+/// Whom the cgroup is given to (config-linux.md, Cgroup ownership; cgroups(7), delegation): where it is mounted read/write
+/// in its usual place.
+fn delegate(spec: &Spec, own_namespace: bool, maps: Option<&Maps>, uid: u32) -> Option<Uid> {
+    let writable = |mount: &Mount| {
+        let mut words = mount.options().iter().flatten();
+        matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+            && mount.source().as_deref() == Some(Path::new("cgroup"))
+            && relative(mount.destination()) == Path::new("sys/fs/cgroup")
+            && !words.any(|word| word == "ro" || word == "rro")
     };
     let host = maps.map_or(Some(uid), |maps| idmap::to_host(&maps.uids, uid))?;
-    (own_namespace && mounts.iter().any(writable)).then(|| Uid::from_raw(host))
+    let mut mounts = spec.mounts().iter().flatten();
+    (own_namespace && mounts.any(writable)).then(|| Uid::from_raw(host))
 }
 
 fn time_offsets<'a>(offsets: impl Iterator<Item = (&'a String, &'a LinuxTimeOffset)>) -> String {

@@ -14,10 +14,11 @@ use oci_spec::runtime::{
     LinuxSeccompFilterFlag, LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType,
     PosixRlimitType, Spec,
 };
-use serde::de::DeserializeOwned;
+use serde::de::{Deserialize as _, DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::check::{Fault, Stage};
+use super::strict::Strict;
 
 /// What a config.json says, and what was wrong with single words of it.
 pub(super) struct Decoded {
@@ -42,17 +43,13 @@ pub(crate) fn parse(raw: &[u8]) -> Result<Spec> {
 /// As [`parse`], but go on past words that are not in the specification's lists: they are left out of the result and
 /// returned as faults, so that `check` can report them together with everything else.
 pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
-    if raw.trim_ascii_start().starts_with(b"[") {
-        // serde would take an array for the members in their order.
-        bail!("config.json: invalid type: an array, where an object is expected");
-    }
-    let mut decoded = match serde_json::from_slice(raw) {
-        Ok(spec) => Decoded {
+    let mut decoded = match sound(raw) {
+        Ok(spec) if !is_misspelled(&spec) => Decoded {
             spec,
             warnings: Vec::new(),
             faults: Vec::new(),
         },
-        Err(_) => decode_again(raw)?,
+        _ => decode_again(raw)?,
     };
     if mentions_nul(raw) {
         let config = serde_json::from_slice(raw).context("config.json")?;
@@ -86,12 +83,17 @@ pub(super) fn decode(raw: &[u8]) -> Result<Decoded> {
     Ok(decoded)
 }
 
+/// A configuration that needs nothing put right.
+fn sound(raw: &[u8]) -> serde_json::Result<Spec> {
+    let mut json = serde_json::Deserializer::from_slice(raw);
+    let spec = Spec::deserialize(Strict(&mut json))?;
+    json.end()?;
+    Ok(spec)
+}
+
 /// Parse what stands at `linux.resources` in a config.json, alone. Errors: as for the whole; the first fault is one.
 pub(super) fn resources(raw: &[u8]) -> Result<LinuxResources> {
     let value: Value = serde_json::from_slice(raw).map_err(|e| anyhow!("resources: {e}"))?;
-    if !value.is_object() {
-        bail!("resources: an object is expected");
-    }
     let whole = serde_json::json!({ "ociVersion": "1.0.0", "linux": { "resources": value } });
     let decoded = decode(whole.to_string().as_bytes()).map_err(|error| {
         let text = format!("{error:#}");
@@ -113,17 +115,11 @@ pub(super) fn resources(raw: &[u8]) -> Result<LinuxResources> {
 
 /// The same for a process by itself, which may hold whatever `process` of a config.json may.
 pub(super) fn process(text: &[u8]) -> Result<Decoded> {
-    if !text.trim_ascii_start().starts_with(b"{") {
-        bail!("invalid type: an object is expected");
-    }
     member("process", text)
 }
 
 /// The same for mounts by themselves.
 pub(super) fn mounts(text: &[u8]) -> Result<Decoded> {
-    if !text.trim_ascii_start().starts_with(b"[") {
-        bail!("invalid type: an array of mounts is expected");
-    }
     member("mounts", text)
 }
 
@@ -150,6 +146,7 @@ fn decode_again(raw: &[u8]) -> Result<Decoded> {
     }
     let mut warnings = Vec::new();
     let mut faults = Vec::new();
+    fill_null(&mut config);
     drop_null(&mut config);
     accept_what_go_accepts(&mut config);
     for word in WORDS {
@@ -159,7 +156,8 @@ fn decode_again(raw: &[u8]) -> Result<Decoded> {
         };
         drop_unknown(&mut config, word.at, &mut String::new(), word, &mut report);
     }
-    let spec = serde_path_to_error::deserialize(config).map_err(|e| {
+    respell(&mut config);
+    let spec = serde_path_to_error::deserialize(Strict(config)).map_err(|e| {
         // What was left out has moved the indexes: name it rather than a place that may be wrong.
         if let Some(fault) = faults.iter().min_by_key(|fault| fault.stage()) {
             return anyhow!("{fault}");
@@ -211,7 +209,7 @@ const WORDS: &[Word] = &[
         rule: |w| format!("wrong rlimit value: {w}"), stage: Some(Stage::Process) },
     Word { at: &["process", "scheduler", "policy"], known: is::<LinuxSchedulerPolicy>,
         rule: |w| format!("invalid scheduler policy: {w}"), stage: Some(Stage::Scheduler) },
-    Word { at: &["process", "scheduler", "flags", "*"], known: is::<LinuxSchedulerFlag>,
+    Word { at: &["process", "scheduler", "flags", "*"], known: is_scheduler_flag,
         rule: |w| format!("invalid scheduler flag: {w}"), stage: Some(Stage::Scheduler) },
     Word { at: &["process", "ioPriority", "class"], known: is::<IOPriorityClass>,
         rule: |w| format!("invalid ioPriority.Class: {w}"), stage: Some(Stage::IoPriority) },
@@ -287,7 +285,26 @@ fn push_key(path: &mut String, key: &str) {
     path.push_str(key);
 }
 
-/// Go reads a null as "not set", whatever the type.
+/// To Go a null in a map is an entry, whose value is empty.
+fn fill_null(config: &mut Value) {
+    for (map, empty) in [
+        ("/annotations", Value::from("")),
+        ("/linux/sysctl", Value::from("")),
+        ("/linux/resources/unified", Value::from("")),
+        ("/linux/netDevices", Value::Object(Map::new())),
+        ("/linux/resources/rdma", Value::Object(Map::new())),
+        ("/linux/timeOffsets", Value::Object(Map::new())),
+    ] {
+        let entries = config.pointer_mut(map).and_then(Value::as_object_mut);
+        for value in entries.into_iter().flat_map(Map::values_mut) {
+            if value.is_null() {
+                *value = empty.clone();
+            }
+        }
+    }
+}
+
+/// To Go a null for a member is "not set", whatever the type.
 fn drop_null(value: &mut Value) {
     match value {
         Value::Object(members) => {
@@ -322,16 +339,6 @@ fn accept_what_go_accepts(config: &mut Value) {
         process
             .entry("user")
             .or_insert_with(|| Value::Object(Map::new()));
-        if let Some(Value::Object(scheduler)) = process.get_mut("scheduler") {
-            for flag in scheduler
-                .get_mut("flags")
-                .into_iter()
-                .flat_map(Value::as_array_mut)
-                .flatten()
-            {
-                respell(flag);
-            }
-        }
         if let Some(Value::Object(affinity)) = process.get_mut("execCPUAffinity") {
             affinity.retain(|_, list| list != "");
         }
@@ -367,13 +374,41 @@ fn accept_what_go_accepts(config: &mut Value) {
 }
 
 /// Two words of the specification that oci-spec spells in its own way.
-fn respell(flag: &mut Value) {
-    let own = match flag.as_str() {
-        Some("SCHED_FLAG_RESET_ON_FORK") => "SCHED_RESET_ON_FORK",
-        Some("SCHED_FLAG_DL_OVERRUN") => "SCHED_FLAG_D_L_OVERRUN",
-        _ => return,
+const RESPELLED: [(&str, &str); 2] = [
+    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
+    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+];
+
+fn is_scheduler_flag(word: &Value) -> bool {
+    let named = |(theirs, own): &(&str, &str)| match () {
+        () if word == theirs => Some(true),
+        () if word == own => Some(false),
+        () => None,
     };
-    *flag = Value::from(own);
+    let named = RESPELLED.iter().find_map(named);
+    named.unwrap_or_else(|| is::<LinuxSchedulerFlag>(word))
+}
+
+/// Whether a word stands in a configuration as oci-spec alone spells it.
+fn is_misspelled(spec: &Spec) -> bool {
+    let scheduler = spec.process().as_ref().and_then(|p| p.scheduler().as_ref());
+    let mut flags = scheduler.iter().flat_map(|s| s.flags()).flatten();
+    flags.any(|flag| {
+        let own = [
+            LinuxSchedulerFlag::SchedResetOnFork,
+            LinuxSchedulerFlag::SchedFlagDLOverrun,
+        ];
+        own.contains(flag)
+    })
+}
+
+fn respell(config: &mut Value) {
+    let flags = config.pointer_mut("/process/scheduler/flags");
+    for flag in flags.into_iter().filter_map(Value::as_array_mut).flatten() {
+        if let Some((_, own)) = RESPELLED.iter().find(|(theirs, _)| flag == theirs) {
+            *flag = Value::from(*own);
+        }
+    }
 }
 
 /// The objects of the array `name`.
@@ -665,7 +700,7 @@ mod tests {
             (
                 "/linux/namespaces/1/type",
                 json!(7),
-                "config.json: linux.namespaces[1].type: invalid type: integer `7`, expected string or map",
+                "config.json: linux.namespaces[1].type: invalid type: integer `7`, expected a string",
             ),
             (
                 "/linux/namespaces/1/type",

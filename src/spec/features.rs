@@ -117,7 +117,12 @@ const MEMORY_FLAGS: &[MemoryPolicyFlagType] = &[
 ];
 
 /// Annotations of config.json that change what is done with it; a trailing dot marks a prefix.
-const UNSAFE_ANNOTATIONS: &[&str] = &["bundle", "org.systemd.property.", "org.criu.config"];
+const UNSAFE_ANNOTATIONS: &[&str] = &[
+    "bundle",
+    "org.systemd.property.",
+    "org.criu.config",
+    "run.oci.",
+];
 
 /// The members of the features structure.
 const TOP: [&str; 7] = [

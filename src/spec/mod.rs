@@ -7,6 +7,7 @@
 mod check;
 mod decode;
 pub(crate) mod features;
+mod strict;
 mod template;
 
 use std::fs::File;
@@ -236,7 +237,7 @@ mod tests {
             ),
             (
                 Some("{\"process\": 3}"),
-                "config.json: process: invalid type: integer `3`, expected struct Process",
+                "config.json: process: invalid type: integer `3`, expected an object",
             ),
         ] {
             let Err(e) = bundle(config).1 else {

@@ -34,8 +34,9 @@ pub(crate) fn connect(path: &Path) -> nix::Result<UnixStream> {
     Ok(socket.into())
 }
 
-/// Send `data`, with the descriptors `fds` attached when there are any.
-pub(crate) fn send(socket: BorrowedFd, data: &[u8], fds: &[RawFd]) -> nix::Result<()> {
+/// Send `data`, with the descriptors `fds` attached when there are any: how much of it went, which is all of it unless the
+/// socket is a stream.
+pub(crate) fn send(socket: BorrowedFd, data: &[u8], fds: &[RawFd]) -> nix::Result<usize> {
     let rights = [ControlMessage::ScmRights(fds)];
     let control: &[ControlMessage] = if fds.is_empty() { &[] } else { &rights };
     socket::sendmsg::<()>(
@@ -45,7 +46,6 @@ pub(crate) fn send(socket: BorrowedFd, data: &[u8], fds: &[RawFd]) -> nix::Resul
         MsgFlags::MSG_NOSIGNAL,
         None,
     )
-    .map(drop)
 }
 
 /// Receive one message into `buffer`: its length (0 at the end of the conversation) and the descriptor it carried.

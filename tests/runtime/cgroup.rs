@@ -794,23 +794,36 @@ fn a_writable_group_is_handed_to_the_user_of_the_process() {
     differs!("runc", "1.1 does so with systemd only");
     differs!("crun", "the group goes to the root of the user namespace");
     let own = |bundle: &Bundle, file: &str| fs::metadata(bundle.cgroup().join(file)).unwrap().uid();
-    for (options, writable) in [(json!(["rw"]), true), (json!(["ro"]), false)] {
+    for (destination, source, option, owner) in [
+        ("/sys/fs/cgroup", "cgroup", "rw", Some(100_007)),
+        ("/sys/fs/cgroup", "cgroup", "rw", Some(7)),
+        ("/sys/fs/cgroup", "cgroup", "ro", None),
+        ("/sys/fs/cgroup", "cgroup", "rro", None),
+        ("/sys/fs/cgroup", "x", "rw", None),
+        ("/cgroup", "cgroup", "rw", None),
+    ] {
         let bundle = asking(&["await:/go"], |c| {
-            user_namespace(c);
+            if owner == Some(100_007) {
+                user_namespace(c);
+            }
             mounts(c).push(json!({
-                "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options,
+                "destination": destination, "type": "cgroup", "source": source, "options": [option],
             }));
             c["process"]["user"] = json!({ "uid": 7, "gid": 7 });
         });
         bundle.up();
-        let expected = if writable { 100_007 } else { 0 };
+        let expected = owner.unwrap_or(0);
         for file in [
             "",
             "cgroup.procs",
             "cgroup.subtree_control",
             "cgroup.threads",
         ] {
-            assert_eq!(own(&bundle, file), expected, "{options} {file}");
+            assert_eq!(
+                own(&bundle, file),
+                expected,
+                "{destination} {source} {option} {file}"
+            );
         }
         assert_eq!(
             own(&bundle, "cgroup.freeze"),

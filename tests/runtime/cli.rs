@@ -590,7 +590,12 @@ fn features_is_pure_json_that_tells_the_truth() {
     );
     assert!(has(&all["linux"]["seccomp"]["actions"], "SCMP_ACT_ERRNO"));
     assert!(has(&all["linux"]["seccomp"]["archs"], "SCMP_ARCH_X86_64"));
-    assert!(has(&all["potentiallyUnsafeConfigAnnotations"], "bundle"));
+    for name in ["bundle", "org.criu.config", "org.systemd.property."] {
+        assert!(has(&all["potentiallyUnsafeConfigAnnotations"], name));
+    }
+    if !runtime().is("runc") {
+        assert!(has(&all["potentiallyUnsafeConfigAnnotations"], "run.oci."));
+    }
 }
 
 #[test]

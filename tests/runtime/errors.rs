@@ -63,7 +63,23 @@ fn malformed_config_is_one_line_that_says_where() {
         (String::new(), "line 1 column 0"),
         ("{".into(), "line 1 column 1"),
         ("null".into(), "config cannot be null"),
-        ("[]".into(), "an array, where an object is expected"),
+        ("[]".into(), "expected an object"),
+        (
+            good.replace("\"root\":{", "\"root\":[\"rootfs\",false],\"x\":{"),
+            "config.json: root: invalid type: sequence, expected an object",
+        ),
+        (
+            good.replace("\"user\":{", "\"user\":[1000,1000],\"x\":{"),
+            "config.json: process.user: invalid type: sequence, expected an object",
+        ),
+        (
+            good.replace("\"type\":\"pid\"", "\"type\":{\"pid\":null}"),
+            "].type: invalid type: map, expected a string",
+        ),
+        (
+            good.replace("\"linux\":{", "\"linux\":[],\"x\":{"),
+            "config.json: linux: invalid type: sequence, expected an object",
+        ),
         (
             "{\"ociVersion\": \"1.0.2\",\n \"process\": 3}".into(),
             "config.json: process: invalid type",
@@ -469,6 +485,45 @@ fn contradictory_config_is_refused_by_field_and_rule() {
             "no type",
         ),
         (
+            vec![(
+                "/mounts/0",
+                json!({ "destination": "/data", "source": "/usr", "options": ["bind", "tmpcopyup"] }),
+            )],
+            "mounts[0].options",
+            "tmpcopyup can only be used with a tmpfs",
+        ),
+        (
+            vec![("/linux/maskedPaths", json!(["/proc/kcore", "/./.."]))],
+            "linux.maskedPaths[1]",
+            "the root cannot be masked",
+        ),
+        (
+            vec![(
+                "/linux/resources/blockIO",
+                json!({ "weightDevice": [{ "major": 8, "minor": 0 }] }),
+            )],
+            "linux.resources.blockIO.weightDevice[0]",
+            "neither weight nor leafWeight",
+        ),
+        (
+            vec![("/linux/resources/rdma", json!({ "mlx5_1": null }))],
+            "linux.resources.rdma.mlx5_1",
+            "neither hcaHandles nor hcaObjects",
+        ),
+        (
+            vec![(
+                "/process/scheduler",
+                json!({ "policy": "SCHED_OTHER", "flags": ["SCHED_RESET_ON_FORK"] }),
+            )],
+            "process.scheduler.flags[0]",
+            "invalid scheduler flag: SCHED_RESET_ON_FORK",
+        ),
+        (
+            vec![("/linux/netDevices", json!({ "absent0": null }))],
+            "absent0",
+            "",
+        ),
+        (
             vec![("/hooks/createRuntime", hook(json!({ "path": "true" })))],
             "hooks.createRuntime[0].path",
             "is not absolute",
@@ -584,7 +639,11 @@ fn properties_that_the_specification_does_not_know_are_ignored() {
         c["weather"] = json!({ "sun": true });
         c["process"]["mood"] = json!("good");
         c["linux"]["gravity"] = json!(9.81);
-        c["vm"] = json!({ "kernel": { "path": "/vmlinuz" } });
+        for platform in ["freebsd", "solaris", "vm", "windows", "zos"] {
+            c[platform] = json!([{ "layerFolders": 7 }]);
+        }
+        c["process"]["commandLine"] = json!("echo not this");
+        c["process"]["user"]["username"] = json!("ContainerUser");
         process_args(c, ["echo", "fine"]);
     });
     assert_eq!(bundle.run().ok().stdout, "fine\n");
@@ -975,6 +1034,29 @@ fn every_single_number_out_of_its_range_is_refused() {
         (
             vec![("/linux/resources/devices", rule("minor", 1 << 32))],
             "linux.resources.devices[0].minor",
+        ),
+        (
+            vec![("/linux/devices", node("uid", u32::MAX.into()))],
+            "linux.devices[0].uid",
+        ),
+        (
+            vec![("/linux/resources/memory", json!({ "limit": -2 }))],
+            "linux.resources.memory.limit",
+        ),
+        (
+            vec![("/linux/resources/memory", json!({ "reservation": -2 }))],
+            "linux.resources.memory.reservation",
+        ),
+        (
+            vec![("/linux/resources/memory", json!({ "swappiness": 101 }))],
+            "linux.resources.memory.swappiness",
+        ),
+        (
+            vec![(
+                "/linux/memoryPolicy",
+                json!({ "mode": "MPOL_BIND", "nodes": "+0" }),
+            )],
+            "linux.memoryPolicy.nodes",
         ),
         (vec![("/linux/resources/cpu", json!({ "idle": 2 }))], "idle"),
         (

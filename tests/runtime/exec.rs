@@ -311,7 +311,7 @@ fn a_process_file_that_is_wrong_is_refused_with_the_field() {
     let file = bundle.beside("process.json");
     for (text, words) in [
         ("{", "EOF"),
-        ("[]", "an object is expected"),
+        ("[]", "expected an object"),
         (r#"{"cwd": "/", "args": ["true"]} {}"#, "trailing"),
         (r#"{"cwd": "/", "args": []}"#, "args must not be empty"),
         (

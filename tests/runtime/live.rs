@@ -200,7 +200,7 @@ fn what_cannot_come_later_is_refused() {
             json!([bind("/m", &["bind", "size=1"])]),
             "bind mounts cannot have any filesystem-specific options",
         ),
-        (json!({}), "invalid type: an array of mounts is expected"),
+        (json!({}), "mounts: invalid type: map, expected a sequence"),
         (json!([{ "destination": 7 }]), "mounts[0].destination"),
     ] {
         change(&bundle, "add", &mounts).fails_with(words);

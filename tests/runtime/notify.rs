@@ -25,6 +25,8 @@ const SEND: u64 = 0xc018_2101;
 /// What the agent has been told, and the calls that it has been asked about.
 pub(crate) struct Asked {
     pub(crate) message: Value,
+    /// How much of it came together with the descriptor, in bytes.
+    with_descriptor: usize,
     calls: Vec<i64>,
 }
 
@@ -33,6 +35,7 @@ pub(crate) fn agent(listener: UnixListener) -> JoinHandle<Asked> {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a runtime");
         let (mut text, descriptor) = first_part(&stream);
+        let with_descriptor = text.len();
         stream.read_to_string(&mut text).expect("the rest");
         let mut calls = Vec::new();
         loop {
@@ -50,12 +53,16 @@ pub(crate) fn agent(listener: UnixListener) -> JoinHandle<Asked> {
             calls.extend(answer(&descriptor));
         }
         let message = serde_json::from_str(&text).expect("JSON");
-        Asked { message, calls }
+        Asked {
+            message,
+            with_descriptor,
+            calls,
+        }
     })
 }
 
 fn first_part(stream: &UnixStream) -> (String, OwnedFd) {
-    let mut buffer = [0; 64];
+    let mut buffer = [0; 4096];
     let mut space = nix::cmsg_space!([i32; 4]);
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -141,7 +148,28 @@ fn an_agent_answers_the_calls_that_it_is_asked_about() {
     assert_eq!(message["state"]["id"], bundle.id);
     assert_eq!(message["state"]["status"], "creating");
     assert_eq!(message["state"]["annotations"], json!({ "a.b": "c" }));
+    assert_eq!(asked.with_descriptor, message.to_string().len());
     bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_message_longer_than_a_socket_takes_arrives_whole_and_metadata_only_where_they_are_given() {
+    requires!(root);
+    differs!("crun", "built without, or with an older libseccomp");
+    differs!("runc", "1.1 of Debian");
+    let long = "x".repeat(1 << 20);
+    let (bundle, socket) = bundle(|c| {
+        c["annotations"] = json!({ "a.b": long });
+        c["linux"]["seccomp"]
+            .as_object_mut()
+            .expect("a profile")
+            .remove("listenerMetadata");
+    });
+    let agent = agent(UnixListener::bind(socket).expect("bind"));
+    bundle.run().ok();
+    let asked = agent.join().expect("the agent");
+    assert_eq!(asked.message["state"]["annotations"]["a.b"], long);
+    assert_eq!(asked.message.get("metadata"), None);
 }
 
 #[test]

@@ -232,6 +232,54 @@ fn what_is_mounted_in_a_joined_namespace_goes_with_the_container() {
 }
 
 #[test]
+fn what_is_masked_or_read_only_in_a_joined_namespace_is_so_for_the_container_alone() {
+    requires!(root, command "unshare");
+    differs!("runc", "leaves it there");
+    differs!("crun", "leaves it there");
+    let holder = Holder::new(&["--mount"]);
+    let table =
+        || fs::read_to_string(format!("/proc/{}/mountinfo", holder.pid)).expect("mount table");
+    let before = table();
+    for (masked, read_only, propagation) in [
+        (json!(["/etc/passwd", "/data"]), json!([]), json!(null)),
+        (json!([]), json!(["/data"]), json!(null)),
+        (json!([]), json!([]), json!("rshared")),
+        (json!([]), json!([]), json!("unbindable")),
+    ] {
+        let bundle = bare(|c| {
+            namespace(c, "mount")["path"] = json!(holder.path("mnt"));
+            c["linux"]["maskedPaths"] = masked.clone();
+            c["linux"]["readonlyPaths"] = read_only.clone();
+            c["linux"]["rootfsPropagation"] = propagation.clone();
+        });
+        fs::create_dir_all(bundle.rootfs("data")).unwrap();
+        bundle.create();
+        assert_ne!(table(), before, "{masked} {read_only} {propagation}");
+        bundle.delete_force().ok();
+        assert_eq!(table(), before, "{masked} {read_only} {propagation}");
+        bundle.edit(|c| c["process"]["args"] = json!(["/nope"]));
+        bundle.run().fails_with("/nope");
+        assert_eq!(table(), before, "{masked} {read_only} {propagation}");
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_path_that_is_no_mount_namespace_is_named() {
+    requires!(root);
+    differs!("runc", "its own words");
+    differs!("crun", "its own words");
+    for path in ["/proc/self/ns/net", "/etc/passwd"] {
+        let bundle = Bundle::sleeping();
+        bundle.edit(|c| namespace(c, "mount")["path"] = json!(path));
+        refused(
+            &bundle,
+            &format!("linux.namespaces: mount namespace {path}: the path is"),
+        );
+    }
+}
+
+#[test]
 fn a_container_is_deleted_although_the_namespace_that_it_joined_is_at_its_path_no_longer() {
     requires!(root, command "unshare");
     let holder = Holder::new(&["--mount"]);

@@ -248,7 +248,7 @@ fn a_refused_update_changes_nothing() {
         }
         for (text, words) in [
             ("", "resources: EOF"),
-            ("[]", "an object is expected"),
+            ("[]", "expected an object"),
             (r#"{"pids": {"limit": "x"}}"#, "pids.limit"),
             (r#"{"memory": {"limit": 1.5}}"#, "memory.limit"),
             (r#"{"unified": {"../x.max": "1"}}"#, "must be a file name"),

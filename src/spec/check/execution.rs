@@ -138,7 +138,11 @@ fn numbers_below(list: &str, end: u32) -> Option<BTreeSet<u32>> {
         .filter(|part| !part.is_empty())
     {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.trim().parse::<u32>().ok();
+        // A sign would be parsed too.
+        let number = |text: &str| {
+            let number = text.trim().parse::<u32>().ok();
+            number.filter(|_| !text.contains('+'))
+        };
         let (first, last) = (number(first)?, number(last)?);
         if first > last || last >= end {
             return None;

@@ -110,6 +110,19 @@ pub(super) fn binds_have_no_data(check: &mut Check<'_>) {
     }
 }
 
+/// What is below the destination is copied into an empty file system alone.
+pub(super) fn only_a_tmpfs_is_filled(check: &mut Check<'_>) {
+    for (field, mount) in check.mounts() {
+        let is_tmpfs = !is_bind(mount) && mount.typ().as_deref() == Some("tmpfs");
+        if !is_tmpfs && has(mount, &["tmpcopyup"]) {
+            check.say(
+                format!("{field}.options"),
+                "tmpcopyup can only be used with a tmpfs",
+            );
+        }
+    }
+}
+
 /// Whether the ids of a mount are to be mapped: by maps of its own, or by a word.
 fn is_id_mapped(mount: &Mount) -> bool {
     let mut words = mount.options().iter().flatten();

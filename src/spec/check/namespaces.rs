@@ -6,7 +6,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType};
 
-use super::{Check, maps, path_of, sorted, word};
+use super::{Check, inside, maps, path_of, sorted, word};
 
 // config-linux.md, namespaces, user namespace mappings, offset for time namespace.
 
@@ -201,6 +201,16 @@ pub(super) fn restricted_paths_are_absolute(check: &mut Check<'_>) {
                     format!("{path:?} is not an absolute path"),
                 );
             }
+        }
+    }
+}
+
+/// What would cover it nobody inside would see.
+pub(super) fn the_root_is_not_masked(check: &mut Check<'_>) {
+    let [(field, masked), _] = restricted_paths(check);
+    for (i, path) in masked.iter().enumerate() {
+        if path.starts_with('/') && inside(Path::new(path)) == Path::new("/") {
+            check.say(format!("{field}[{i}]"), "the root cannot be masked");
         }
     }
 }

@@ -34,6 +34,15 @@ pub(super) fn devices_are_devices(check: &mut Check<'_>) {
                 format!("invalid major number {}", device.major()),
             );
         }
+        // The kernel takes the greatest number for "as it is".
+        for (name, id) in [("uid", device.uid()), ("gid", device.gid())] {
+            if id == Some(u32::MAX) {
+                check.say(
+                    format!("{field}.{name}"),
+                    format!("invalid id {}", u32::MAX),
+                );
+            }
+        }
         if numbered && !(0..=MINOR_MAX).contains(&device.minor()) {
             check.say(
                 format!("{field}.minor"),
@@ -126,16 +135,59 @@ pub(super) fn swap_fits_memory(check: &mut Check<'_>) {
             "linux.resources.memory.swap",
             "unable to set swap limit without memory limit",
         );
-    } else if limit < 0 {
-        check.say(
-            "linux.resources.memory.limit",
-            format!("invalid memory value: {limit}"),
-        );
     } else if swap < limit {
         check.say(
             "linux.resources.memory.swap",
             "memory+swap limit should be >= memory limit",
         );
+    }
+}
+
+/// -1 is no limit, and nothing else below 0 means anything.
+pub(super) fn memory_values_are_amounts(check: &mut Check<'_>) {
+    let Some(memory) = check.resources().and_then(|r| r.memory().as_ref()) else {
+        return;
+    };
+    for (name, what, value) in [
+        ("limit", "memory", memory.limit()),
+        ("reservation", "memory reservation", memory.reservation()),
+        ("swap", "memory+swap", memory.swap()),
+    ] {
+        if let Some(value @ ..-1) = value {
+            check.say(
+                format!("linux.resources.memory.{name}"),
+                format!("invalid {what} value: {value}"),
+            );
+        }
+    }
+    if let Some(value @ 101..) = memory.swappiness() {
+        check.say(
+            "linux.resources.memory.swappiness",
+            format!("invalid value {value}: 0 to 100 is expected"),
+        );
+    }
+}
+
+/// config-linux.md, block IO and RDMA: an entry says at least one of two things.
+pub(super) fn limits_of_devices_say_something(check: &mut Check<'_>) {
+    let block = check.resources().and_then(|r| r.block_io().as_ref());
+    let weights = block.and_then(|block| block.weight_device().as_ref());
+    for (at, entry) in weights.into_iter().flatten().enumerate() {
+        if entry.weight().is_none() && entry.leaf_weight().is_none() {
+            check.say(
+                format!("linux.resources.blockIO.weightDevice[{at}]"),
+                "neither weight nor leafWeight is given",
+            );
+        }
+    }
+    let rdma = check.resources().and_then(|r| r.rdma().as_ref());
+    for (device, entry) in sorted(rdma) {
+        if entry.hca_handles().is_none() && entry.hca_objects().is_none() {
+            check.say(
+                format!("linux.resources.rdma.{device}"),
+                "neither hcaHandles nor hcaObjects is given",
+            );
+        }
     }
 }
 

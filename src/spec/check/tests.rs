@@ -309,6 +309,10 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.timeOffsets: time namespace offsets specified, but the time namespace is joined by its path",
         ),
         (
+            ("/linux/maskedPaths", json!(["/x/.."])),
+            "linux.maskedPaths[0]: the root cannot be masked",
+        ),
+        (
             ("/linux/maskedPaths", json!(["x"])),
             "linux.maskedPaths[0]: \"x\" is not an absolute path",
         ),
@@ -323,6 +327,10 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
         (
             ("/linux/devices/0/type", json!("a")),
             "linux.devices[0].type: invalid device type \"a\"",
+        ),
+        (
+            ("/linux/devices/0/gid", json!(u32::MAX)),
+            "linux.devices[0].gid: invalid id 4294967295",
         ),
         (
             ("/linux/devices/0/path", json!("fuse")),
@@ -364,8 +372,27 @@ fn each_broken_rule_is_reported_alone_with_its_field() {
             "linux.resources.memory.swap: unable to set swap limit without memory limit",
         ),
         (
-            ("/linux/resources/memory", json!({"swap": 1, "limit": -1})),
-            "linux.resources.memory.limit: invalid memory value: -1",
+            ("/linux/resources/memory", json!({"limit": -2})),
+            "linux.resources.memory.limit: invalid memory value: -2",
+        ),
+        (
+            ("/linux/resources/memory", json!({"reservation": i64::MIN})),
+            "linux.resources.memory.reservation: invalid memory reservation value: -9223372036854775808",
+        ),
+        (
+            ("/linux/resources/memory", json!({"swappiness": 101})),
+            "linux.resources.memory.swappiness: invalid value 101: 0 to 100 is expected",
+        ),
+        (
+            (
+                "/linux/resources/blockIO",
+                json!({"weightDevice": [{"major": 8, "minor": 0}]}),
+            ),
+            "linux.resources.blockIO.weightDevice[0]: neither weight nor leafWeight is given",
+        ),
+        (
+            ("/linux/resources/rdma", json!({"mlx5_1": {}})),
+            "linux.resources.rdma.mlx5_1: neither hcaHandles nor hcaObjects is given",
         ),
         (
             ("/linux/resources/memory/swap", json!(999)),
