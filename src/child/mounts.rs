@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, readlinkat};
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
+use nix::sys::stat::{Mode, SFlag, fstat, major, minor, mknodat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchdir, fchownat, symlinkat, unlinkat};
 
@@ -638,14 +638,31 @@ fn make_node(
 }
 
 fn bind_node(root: BorrowedFd, node: &Node) -> nix::Result<()> {
-    let source = Path::new("/").join(&node.untrusted_path);
-    let tree = mount::bind(&source, Reach::One, Change::default())?;
-    let stat = fstat(&tree)?;
-    if file_type(&stat) != node.kind || stat.st_rdev != node.device {
-        return Err(Errno::ENODEV);
-    }
+    let tree = host_node(node)?;
     let (target, _) = ensure(root, &node.untrusted_path, Kind::File)?;
     mount::attach(tree.as_fd(), target.as_fd())
+}
+
+/// The host's node for a device: that at the same place, or the one that udev has a link to by the device's number.
+fn host_node(node: &Node) -> nix::Result<OwnedFd> {
+    let look = |path: &Path| {
+        let tree = mount::bind(path, Reach::One, Change::default())?;
+        let stat = fstat(&tree)?;
+        match file_type(&stat) == node.kind && stat.st_rdev == node.device {
+            true => Ok(tree),
+            false => Err(Errno::ENODEV),
+        }
+    };
+    look(&Path::new("/").join(&node.untrusted_path)).or_else(|errno| {
+        let kind = match node.kind {
+            SFlag::S_IFBLK => "block",
+            _ => "char",
+        };
+        let mut number = major(node.device).to_string();
+        number.push(':');
+        number.push_str(&minor(node.device).to_string());
+        look(&Path::new("/dev").join(kind).join(number)).map_err(|_| errno)
+    })
 }
 
 fn own(directory: BorrowedFd, name: &OsStr, node: &Node) -> nix::Result<()> {

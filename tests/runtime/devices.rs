@@ -235,6 +235,20 @@ fn in_a_user_namespace_the_hosts_nodes_are_bound() {
     assert_eq!(seen.ok("open:/dev/urandom"), true);
 }
 
+/// udev, which is a part of systemd, has a link to each device by its number.
+#[test]
+fn in_a_user_namespace_a_device_may_have_another_name_than_the_hosts() {
+    requires!(root, systemd);
+    differs!("runc", "looks for the host's node at the same path alone");
+    differs!("crun", "looks for the host's node at the same path alone");
+    let seen = ask(&["openw:/dev/deep/nought"], |c| {
+        user_namespace(c);
+        c["linux"]["devices"] =
+            json!([{ "path": "/dev/deep/nought", "type": "c", "major": 1, "minor": 5 }]);
+    });
+    assert_eq!(seen.ok("openw:/dev/deep/nought"), true);
+}
+
 /// The image's own `/dev`, with nothing mounted over it.
 fn images_own_dev(config: &mut Value) {
     mounts(config).retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
