@@ -32,7 +32,6 @@ impl Verb for Ps {
                 let numbers: Vec<_> = processes.iter().map(|pid| pid.as_raw()).collect();
                 print(&(serde_json::to_string(&numbers).context("write list")? + "\n"))
             }
-            "table" if processes.is_empty() => Ok(0),
             "table" => print(&rows(&listing(&self.arguments[1..])?, &processes)?),
             _ => bail!("invalid format option"),
         }

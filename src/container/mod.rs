@@ -571,17 +571,15 @@ impl Events {
     }
 }
 
-/// The processes of the container, by their numbers in our pid namespace: those in its cgroup, or the init alone where it
-/// has none. A stopped container has none.
+/// The processes of the container, by their numbers in our pid namespace: those in its cgroup, which an init may have left
+/// behind, or the init alone where it has none.
 pub(crate) fn processes(root: &Path, id: &Id) -> Result<Vec<Pid>> {
     let container = Container::open(root, id)?;
     let record = container.record();
-    if container.status() == Status::Stopped {
-        return Ok(Vec::new());
-    }
     match open_cgroup(record)? {
         Some(cgroup) => cgroup.processes(),
-        None if record.init_process_pid == 0 => Ok(Vec::new()),
+        // Its number may be another's by now.
+        None if record.init().is_none() => Ok(Vec::new()),
         None => Ok(vec![Pid::from_raw(record.init_process_pid)]),
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
+use crate::inside::without_namespace;
 use crate::support::{Bundle, eventually, runtime};
 
 /// A container of three processes.
@@ -110,14 +111,34 @@ fn a_stopped_container_has_no_processes() {
     kill(bundle.pid(), Signal::SIGKILL).unwrap();
     bundle.wait_for("stopped");
     let table = bundle.verb(["ps", &bundle.id]).ok();
-    assert_eq!(
-        table.stdout.lines().count(),
-        usize::from(!runtime().is("pelagos"))
-    );
+    assert_eq!(table.stdout.lines().count(), 1, "{table}");
+    assert!(table.stdout.starts_with("UID "), "{table}");
     let list = bundle.verb(["ps", "-f", "json", &bundle.id]).ok();
     if runtime().is("pelagos") {
         assert_eq!(list.stdout, "[]\n");
     }
+}
+
+#[test]
+fn what_an_init_without_a_pid_namespace_leaves_behind_is_listed() {
+    requires!(root, command "ps");
+    differs!("crun", "shows numbers alone");
+    let bundle = Bundle::sh(
+        "setsid sleep 1001 & setsid sleep 1002 & : >/tmp/ready; trap 'exit 0' TERM; while :; do sleep 0.1; done",
+    );
+    bundle.edit(|c| without_namespace(c, "pid"));
+    bundle.up();
+    assert!(eventually(|| bundle.rootfs("tmp/ready").exists()));
+    kill(bundle.pid(), Signal::SIGTERM).unwrap();
+    bundle.wait_for("stopped");
+    // The last short sleep ends by itself.
+    assert!(eventually(|| pids(&bundle).len() == 2));
+    let table = bundle.verb(["ps", &bundle.id]).ok();
+    assert!(table.stdout.contains("sleep 1001"), "{table}");
+    assert!(table.stdout.contains("sleep 1002"), "{table}");
+    bundle.verb(["kill", "--all", &bundle.id, "KILL"]).ok();
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
 }
 
 #[test]
