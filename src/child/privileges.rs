@@ -205,13 +205,16 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     program
 }
 
-/// The standard streams belong to the payload's user, so that it can open /dev/stdout again. Not the null device,
-/// which is everybody's.
+/// The standard streams belong to the payload's user, so that it can open /dev/stdout again. Not the caller's devices:
+/// a terminal would be the user's after our end, and others have many users. COMPAT: runc gives away all but the null
+/// device, crun all but terminals.
 fn own_streams(plan: &Process) {
     for number in 0..=2 {
         let stream = standard(number);
         let Ok(stat) = fstat(stream) else { continue };
-        if stat.st_uid != plan.uid && !rootfs::is_null(&stat) {
+        let device = matches!(file_type(&stat), SFlag::S_IFCHR | SFlag::S_IFBLK);
+        // With a terminal of its own the three are that one.
+        if stat.st_uid != plan.uid && (plan.terminal.is_some() || !device) {
             // A read-only file system, or an owner that the user namespace does not map: then it stays as it is.
             fchown(stream, Some(Uid::from_raw(plan.uid)), None).ok();
         }

@@ -20,7 +20,7 @@ use crate::sys::path::{Kind, ensure, file_type, open_in_root, relative};
 
 /// Whether this is the null device, by kind and number.
 // CVE-2025-31133, CVE-2026-88265: the number alone also fits a regular file on some file systems.
-pub(super) fn is_null(stat: &FileStat) -> bool {
+fn is_null(stat: &FileStat) -> bool {
     file_type(stat) == SFlag::S_IFCHR && stat.st_rdev == makedev(1, 3)
 }
 

@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 
 use crate::inside::{
     answers, ask, asking, place_probe, refused, see, user_namespace, without_namespace,
 };
-use crate::support::{Bundle, runtime, sh};
+use crate::support::console::Terminal;
+use crate::support::{Bundle, Verb, runtime, sh};
 
 #[test]
 fn arguments_arrive_unchanged() {
@@ -769,6 +771,47 @@ fn the_hosts_null_device_keeps_its_owner() {
         (before.uid(), before.gid(), before.mode()),
         (after.uid(), after.gid(), after.mode())
     );
+}
+
+/// A terminal that was the user's after the container's end would let the user type into root's shell.
+#[test]
+fn the_callers_terminal_and_devices_keep_their_owner() {
+    requires!(root);
+    differs!("runc", "gives away all but the null device");
+    differs!("crun", "gives away all but terminals");
+    let bundle = asking(&["sleep:1"], |c| {
+        c["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    });
+    let node = bundle.beside("node");
+    mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 5)).unwrap();
+    let (_terminal, slave) = Terminal::open(24, 80);
+    let owners = || {
+        let terminal = nix::sys::stat::fstat(&slave).unwrap();
+        (fs::metadata(&node).unwrap().uid(), terminal.st_uid)
+    };
+    assert_eq!(owners(), (0, 0));
+    let with = |verb: Verb| verb.stdio(&slave).stdin(fs::File::open(&node).unwrap());
+    with(bundle.verb(["run", &bundle.id])).ok();
+    assert_eq!(owners(), (0, 0), "run");
+    bundle.edit(|c| c["process"]["args"] = json!(["sleep", "1000"]));
+    with(bundle.verb(["run", "-d", &bundle.id])).ok();
+    assert_eq!(owners(), (0, 0), "run --detach");
+    with(bundle.verb(["exec", "-u", "1000", &bundle.id, "true"])).ok();
+    assert_eq!(owners(), (0, 0), "exec");
+    with(bundle.verb(["exec", "-d", "-u", "1000", &bundle.id, "true"])).ok();
+    assert_eq!(owners(), (0, 0), "exec --detach");
+}
+
+#[test]
+fn a_terminal_of_its_own_belongs_to_the_user() {
+    requires!(root);
+    differs!("runc", "wants its caller to have one");
+    differs!("crun", "wants its caller to have one");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let script = "stat -Lc %u /proc/self/fd/0; echo again >$(tty)";
+    let exec = bundle.verb(["exec", "-t", "-u", "1000", &bundle.id, "sh", "-c", script]);
+    assert_eq!(exec.ok().stdout, "1000\r\nagain\r\n");
 }
 
 #[test]
