@@ -334,6 +334,9 @@ fn describe(bundle: &mut Bundle, wanted: &Wanted) -> Result<()> {
 /// COMPAT: what a process file does not say, the container's configuration does.
 fn inherit(process: &mut Process, containers: Option<&Process>) {
     let Some(containers) = containers else { return };
+    if process.user().umask().is_none() {
+        process.user_mut().set_umask(containers.user().umask());
+    }
     if process.capabilities().is_none() {
         process.set_capabilities(containers.capabilities().clone());
     }

@@ -273,6 +273,7 @@ fn a_process_file_describes_the_process() {
     let bundle = up(|c| {
         c["process"]["rlimits"] = json!([{ "type": "RLIMIT_CORE", "soft": 5, "hard": 7 }]);
         c["process"]["oomScoreAdj"] = json!(77);
+        c["process"]["user"]["umask"] = json!(0o027);
     });
     let seen = see_process(
         &bundle,
@@ -298,10 +299,18 @@ fn a_process_file_describes_the_process() {
     // What it does not say is as in the container's configuration.
     assert_eq!(seen["rlimits"]["RLIMIT_CORE"], json!([5, 7]));
     assert_eq!(seen["oom_score_adj"], 77);
+    assert_eq!(seen["umask"], "0027");
     assert_eq!(
         seen["capabilities"]["bounding"].as_array().map(Vec::len),
         Some(3)
     );
+    let own = see_process(
+        &bundle,
+        &json!({
+            "args": ["/probe"], "cwd": "/", "user": { "uid": 0, "gid": 0, "umask": 0o077 }, "env": [],
+        }),
+    );
+    assert_eq!(own["umask"], "0077");
 }
 
 #[test]
