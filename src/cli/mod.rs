@@ -29,6 +29,7 @@ mod update;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
@@ -561,16 +562,16 @@ impl Stop {
 }
 
 /// COMPAT: `-no-subreaper` means `--no-subreaper`, and go-runc sends it so; a switch may say `=true` or `=false`.
-/// Rewrites long flags of `command` that have one dash and switches that have a value; values, positional arguments and
-/// everything behind `--` stay, and so does what follows the first positional argument where `stop` says so.
+/// Rewrites long flags of `command` that have one dash, switches that have a value and letters behind one dash; values,
+/// positional arguments and everything behind `--` stay, and so does what follows the first positional argument where
+/// `stop` says so.
 fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<OsString> {
     let mut args = args.into_iter();
-    let mut rewritten = Vec::with_capacity(args.len());
+    let mut rewritten: Vec<OsString> = Vec::with_capacity(args.len());
     while let Some(arg) = args.next() {
-        let Some(text) = arg
-            .to_str()
-            .filter(|text| text.len() > 1 && text.starts_with('-'))
-        else {
+        // What is no text is part of a value, which stays as it is.
+        let text = arg.to_string_lossy();
+        if text.len() < 2 || !text.starts_with('-') {
             if stop == Stop::AtForeign {
                 rewritten.push("--".into());
             }
@@ -579,49 +580,41 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
                 break;
             }
             continue;
-        };
+        }
         if text == "--" {
             rewritten.push(arg);
             break;
         }
-        let (name, value) = text.trim_start_matches('-').split_once('=').map_or_else(
-            || (text.trim_start_matches('-'), None),
-            |(name, value)| (name, Some(value)),
-        );
-        let is_long = |flag: &&clap::Arg| flag.get_long() == Some(name);
-        let is_short = |flag: &&clap::Arg| {
-            !text.starts_with("--")
-                && flag
-                    .get_short()
-                    .is_some_and(|short| name.chars().eq([short]))
+        let Some(word) = Word::read(command, &text) else {
+            rewritten.push(arg);
+            continue;
         };
-        let long = command.get_arguments().find(is_long);
-        let flag = long.or_else(|| command.get_arguments().find(is_short));
-        let is_switch = flag.is_some_and(|flag| !flag.get_action().takes_values());
-        let takes_next = value.is_none() && flag.is_some() && !is_switch;
+        let before = word.before.chars();
+        rewritten.extend(before.map(|letter| OsString::from(format!("-{letter}"))));
+        let is_switch = !word.flag.get_action().takes_values();
+        let takes_next = word.value.is_none() && !is_switch && !word.flag.is_require_equals_set();
         let next = args.as_slice().first().filter(|_| takes_next);
-        let is_empty = value == Some("") || next.is_some_and(|next| next.is_empty());
+        let is_empty = word.value == Some("") || next.is_some_and(|next| next.is_empty());
         // COMPAT: an empty path is one that was not given.
-        if is_empty && flag.is_some_and(is_path) {
+        if is_empty && is_path(word.flag) {
             if takes_next {
                 args.next();
             }
             continue;
         }
-        let dashes = match long {
-            Some(_) => "--",
-            None => &text[..1],
-        };
-        match value.and_then(truth).filter(|_| is_switch) {
-            Some(true) => rewritten.push(OsString::from(format!("{dashes}{name}"))),
+        match word.value.and_then(truth).filter(|_| is_switch) {
+            Some(true) => rewritten.push(OsString::from(format!("{}{}", word.dashes, word.name))),
             Some(false) => {
-                let on = [format!("-{name}"), format!("--{name}")];
+                let short = word.flag.get_short().map(|letter| format!("-{letter}"));
+                let long = word.flag.get_long().map(|name| format!("--{name}"));
+                let on: Vec<_> = short.into_iter().chain(long).collect();
                 rewritten.retain(|arg| on.iter().all(|on| arg != on.as_str()));
             }
-            None if long.is_some() && !text.starts_with("--") => {
-                rewritten.push(OsString::from(format!("-{text}")));
+            None => {
+                let own = &arg.as_bytes()[word.start..];
+                let whole = [word.dashes.as_bytes(), own].concat();
+                rewritten.push(OsString::from_vec(whole));
             }
-            None => rewritten.push(arg),
         }
         if takes_next {
             rewritten.extend(args.next());
@@ -629,6 +622,61 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
     }
     rewritten.extend(args);
     rewritten
+}
+
+/// One argument that names a flag: a long one, or letters of which the last one is looked at.
+struct Word<'a> {
+    /// The letters before it, all of them switches.
+    before: &'a str,
+    flag: &'a clap::Arg,
+    dashes: &'static str,
+    name: &'a str,
+    /// Where the name begins.
+    start: usize,
+    /// What the same argument gives it.
+    value: Option<&'a str>,
+}
+
+impl<'a> Word<'a> {
+    /// None for a flag that is not there, which clap has words for.
+    fn read(command: &'a Command, text: &'a str) -> Option<Self> {
+        let whole = text.trim_start_matches('-');
+        let start = text.len() - whole.len();
+        let (name, value) = match whole.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (whole, None),
+        };
+        let mut flags = command.get_arguments();
+        if let Some(flag) = flags.find(|flag| flag.get_long() == Some(name)) {
+            return Some(Self {
+                before: "",
+                flag,
+                dashes: "--",
+                name,
+                start,
+                value,
+            });
+        }
+        if start != 1 {
+            return None;
+        }
+        for (at, letter) in whole.char_indices() {
+            let mut flags = command.get_arguments();
+            let flag = flags.find(|flag| flag.get_short() == Some(letter))?;
+            let rest = &whole[at + letter.len_utf8()..];
+            if rest.is_empty() || rest.starts_with('=') || flag.get_action().takes_values() {
+                return Some(Self {
+                    before: &whole[..at],
+                    flag,
+                    dashes: "-",
+                    name: &whole[at..whole.len() - rest.len()],
+                    start: start + at,
+                    value: (!rest.is_empty()).then(|| rest.strip_prefix('=').unwrap_or(rest)),
+                });
+            }
+        }
+        None
+    }
 }
 
 fn is_path(flag: &clap::Arg) -> bool {
@@ -663,6 +711,11 @@ mod tests {
             ("--detach=perhaps id", "--detach=perhaps id"),
             ("--bundle=true id", "--bundle=true id"),
             ("--pid-file= --bundle  -d id", "-d id"),
+            ("-db x id", "-d -b x id"),
+            ("-dbx -ddb=y id", "-d -bx -d -d -b=y id"),
+            ("-db  id", "-d id"),
+            ("--detach -d=0 -dd=f id", "id"),
+            ("-dx -xd --d id", "-dx -xd --d id"),
         ] {
             let args = given.split(' ').map(OsString::from).collect();
             let meant: Vec<_> = meant.split(' ').map(OsString::from).collect();
@@ -683,6 +736,32 @@ mod tests {
             let command = command::<ps::Ps>("pelagos");
             assert_eq!(with_two_dashes(&command, args, Stop::of::<ps::Ps>()), meant);
         }
+        let args = ["-de", "A=1", "a", "-x"].map(OsString::from).to_vec();
+        let command = command::<exec::Exec>("pelagos");
+        let meant = ["-d", "-e", "A=1", "--", "a", "-x"];
+        assert_eq!(
+            with_two_dashes(&command, args, Stop::of::<exec::Exec>()),
+            meant.map(OsString::from)
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stay_as_they_are() {
+        let given = [&b"-env=A=\xff"[..], b"-deB=\xfe", b"-e", b"C=\xfd", b"\xfc"];
+        let meant = [
+            &b"--env=A=\xff"[..],
+            b"-d",
+            b"-eB=\xfe",
+            b"-e",
+            b"C=\xfd",
+            b"--",
+            b"\xfc",
+        ];
+        let os = |bytes: &&[u8]| OsString::from_vec(bytes.to_vec());
+        let args = given.iter().map(os).collect();
+        let meant: Vec<_> = meant.iter().map(os).collect();
+        let command = command::<exec::Exec>("pelagos");
+        assert_eq!(with_two_dashes(&command, args, Stop::AtForeign), meant);
     }
 
     #[test]

@@ -968,6 +968,10 @@ fn the_command_line_ends_at_the_id() {
     assert_eq!(outcome.stdout, "--cwd -no-such -- x\n");
     let outcome = exec(&bundle, &["-cwd", "/tmp", "--detach=false"], &["pwd"]).ok();
     assert_eq!(outcome.stdout, "/tmp\n");
+    let outcome = exec(&bundle, &["-te", "A=1"], &["sh", "-c", "echo $A"]).ok();
+    assert_eq!(outcome.stdout, "1\r\n");
+    let outcome = exec(&bundle, &["-tu0"], &["id", "-u"]).ok();
+    assert_eq!(outcome.stdout, "0\r\n");
     let unknown = exec(&bundle, &["--no-such"], &["true"]).run();
     assert_eq!(unknown.code(), 1, "{unknown}");
     let nothing = bundle.verb(["exec"]).run();
