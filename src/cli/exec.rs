@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Count, Global, Verb, absolute, only_id};
+use super::{Count, Global, Verb, absolute, only_id, truth};
 use crate::container::{self, ExecOptions, ProcessOptions, Wanted};
 use crate::report;
 
@@ -61,9 +61,10 @@ pub(super) struct Exec {
     #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
 
-    /// Let the process gain no privileges by what it executes
-    #[arg(long)]
-    no_new_privs: bool,
+    /// Let the process gain no privileges by what it executes; =false lets it, whatever the configuration says
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = parse_truth)]
+    no_new_privs: Option<bool>,
 
     /// Add a capability to the bounding, effective and permitted sets; may be repeated
     #[arg(short, long, value_name = "CAP_NAME")]
@@ -142,6 +143,10 @@ impl Verb for Exec {
             Ok(OWN_FAILURE)
         })
     }
+}
+
+fn parse_truth(text: &str) -> Result<bool> {
+    truth(text).with_context(|| format!("{text:?} is no truth value"))
 }
 
 /// `uid` or `uid:gid`.

@@ -78,7 +78,7 @@ pub(crate) struct ProcessOptions {
     pub(crate) additional_gids: Vec<u32>,
     pub(crate) selinux_label: Option<String>,
     pub(crate) apparmor: Option<String>,
-    pub(crate) no_new_privileges: bool,
+    pub(crate) no_new_privileges: Option<bool>,
     /// Names of capabilities to add.
     pub(crate) capabilities: Vec<String>,
 }
@@ -375,8 +375,8 @@ fn change(process: &mut Process, options: &ProcessOptions) {
     if let Some(profile) = &options.apparmor {
         process.set_apparmor_profile(Some(profile.clone()));
     }
-    if options.no_new_privileges {
-        process.set_no_new_privileges(Some(true));
+    if options.no_new_privileges.is_some() {
+        process.set_no_new_privileges(options.no_new_privileges);
     }
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(options.env.iter().cloned());

@@ -239,6 +239,27 @@ fn no_new_privileges_can_be_asked_for() {
     assert_eq!(see(&bundle, &["--no-new-privs"], &[])["no_new_privs"], 1);
 }
 
+#[test]
+fn no_new_privileges_of_the_container_can_be_taken_back() {
+    requires!(root);
+    differs!("crun", "its switches take no value");
+    let bundle = up(|c| c["process"]["noNewPrivileges"] = json!(true));
+    let seen = |options: &[&str]| see(&bundle, options, &[])["no_new_privs"].clone();
+    assert_eq!(seen(&[]), 1);
+    for word in [
+        "--no-new-privs=false",
+        "-no-new-privs=0",
+        "--no-new-privs=f",
+    ] {
+        assert_eq!(seen(&[word]), 0, "{word}");
+    }
+    assert_eq!(seen(&["--no-new-privs=f", "--no-new-privs"]), 1);
+    assert_eq!(seen(&["--no-new-privs=false", "--no-new-privs=T"]), 1);
+    let wrong = exec(&bundle, &["--no-new-privs=perhaps"], &["true"]).run();
+    assert_eq!(wrong.code(), 1, "{wrong}");
+    assert!(wrong.stderr.contains("perhaps"), "{wrong}");
+}
+
 /// CVE-2026-30892.
 #[test]
 fn a_user_that_is_no_number_is_refused() {
