@@ -89,6 +89,8 @@ pub(super) struct Exec {
 impl Exec {
     fn options(self, global: &Global) -> Result<ExecOptions> {
         let whole = |path: Option<PathBuf>| path.map(|path| absolute(&path)).transpose();
+        // COMPAT: an empty text is one that was not given.
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let id = only_id(&self.arguments)?;
         let wanted = match self.process {
             Some(path) => Wanted::File(absolute(&path)?),
@@ -97,7 +99,7 @@ impl Exec {
                 cwd: self.cwd,
                 env: self.env,
                 terminal: self.tty,
-                user: self.user.as_deref().map(parse_user).transpose()?,
+                user: given(self.user).as_deref().map(parse_user).transpose()?,
                 additional_gids: self
                     .additional_gids
                     .iter()
@@ -105,8 +107,8 @@ impl Exec {
                         parse_id(text).with_context(|| format!("--additional-gids {text:?}"))
                     })
                     .collect::<Result<_>>()?,
-                selinux_label: self.process_label,
-                apparmor: self.apparmor,
+                selinux_label: given(self.process_label),
+                apparmor: given(self.apparmor),
                 no_new_privileges: self.no_new_privs,
                 capabilities: self.cap,
             }),
