@@ -162,13 +162,7 @@ pub(super) fn drop(given: &mut Given, root: &OwnedFd) -> Program {
     become_user(given, plan);
     stand_in_cwd(given, root, entered);
     let path = find(given, plan);
-    let mut env = with_home(plan, home);
-    if given.plan.names_own_pid {
-        let mut line = String::from("LISTEN_PID=");
-        line.push_str(&nix::unistd::getpid().to_string());
-        env.retain(|line| !line.to_bytes().starts_with(b"LISTEN_PID="));
-        env.extend(CString::new(line));
-    }
+    let env = with_home(plan, home);
     for hook in &mut given.start_container {
         hook.inherit(&env);
     }

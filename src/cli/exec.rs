@@ -70,7 +70,7 @@ pub(super) struct Exec {
     #[arg(short, long, value_name = "CAP_NAME")]
     cap: Vec<String>,
 
-    /// Pass this many more file descriptors, beyond stdio and LISTEN_FDS, to the process
+    /// Pass this many more file descriptors, beyond stdio, to the process
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
 

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxNamespaceType as Kind, Process, User,
 };
 
-use super::create::{check_terminal, connect, inherited_fds, listen_fds};
+use super::create::{check_terminal, connect, inherited_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
 use super::{Container, Fault, Id, open_cgroup};
@@ -48,7 +48,7 @@ pub(crate) struct ExecOptions {
     /// Socket that gets the process's pidfd.
     pub(crate) pidfd_socket: Option<PathBuf>,
     pub(crate) pid_file: Option<PathBuf>,
-    /// How many fds above 2 and those of `LISTEN_FDS` the process keeps.
+    /// How many fds above 2 the process keeps.
     pub(crate) preserve_fds: u32,
     /// `[controllers:]PATH`, below the container's cgroup.
     pub(crate) cgroup: Vec<String>,
@@ -171,12 +171,11 @@ impl<'a> Draft<'a> {
         let process = bundle.spec.process().as_ref();
         let terminal = process.and_then(Process::terminal).unwrap_or(false);
         check_terminal(options.detach, terminal, options.console_socket.is_some())?;
-        let listen_fds = listen_fds();
         let wanted = Options {
             id: options.id.to_string(),
             no_new_keyring: record.no_new_keyring,
-            inherited_fds: inherited_fds(listen_fds, options.preserve_fds)?,
-            listen_fds,
+            // COMPAT: those of the service manager are for the init alone.
+            inherited_fds: inherited_fds(0, options.preserve_fds)?,
             root: record.rootfs.clone(),
             ..Options::default()
         };

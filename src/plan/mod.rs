@@ -194,8 +194,6 @@ pub(crate) struct Plan {
     /// Whether the process may be looked into once it only waits for the word to start: by an ordinary user, who could not
     /// enter the created container otherwise. Nobody else can then, for its user and pid namespaces are new.
     pub(crate) open_to_its_owner: bool,
-    /// Whether `LISTEN_PID` is added to the environment, with the number that the payload turns out to have.
-    pub(crate) names_own_pid: bool,
     pub(crate) inherited_fds: u32,
     pub(crate) hooks: Hooks,
     /// Where they write, stdout and stderr; none: into the message about their failure.
@@ -343,7 +341,6 @@ impl Plan {
             open_to_its_owner: rootless
                 && namespaces.is_new(Kind::User)
                 && namespaces.is_new(Kind::Pid),
-            names_own_pid: false,
             inherited_fds: options.inherited_fds,
             agent: linux.seccomp().as_ref().and_then(seccomp::agent),
             extensions,
@@ -416,12 +413,6 @@ impl Plan {
         if extensions.keep_groups {
             process.groups = None;
         }
-        if options.listen_fds > 0 {
-            process.env.push(std::ffi::CString::new(format!(
-                "LISTEN_FDS={}",
-                options.listen_fds
-            ))?);
-        }
         let keyring = (!options.no_new_keyring)
             .then(|| std::ffi::CString::new(format!("_ses.{}", options.id)))
             .transpose()
@@ -458,7 +449,6 @@ impl Plan {
             selinux,
             process,
             open_to_its_owner: false,
-            names_own_pid: options.listen_fds > 0,
             inherited_fds: options.inherited_fds,
             hooks: Hooks::default(),
             hook_output: [None, None],
