@@ -34,8 +34,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Args, Command};
+use clap::{Arg, ArgMatches, Args, Command};
 use nix::unistd::Uid;
 
 use crate::container::{self, Driver, Rootless};
@@ -196,7 +197,7 @@ fn program_name(argv0: &OsStr) -> String {
 
 fn run(program: &str, args: Vec<OsString>) -> Result<u8> {
     let mut command = global_command(program).arg(
-        clap::Arg::new("rest")
+        Arg::new("rest")
             .num_args(..)
             .trailing_var_arg(true)
             .value_parser(clap::value_parser!(OsString)),
@@ -427,6 +428,7 @@ fn global_command(program: &str) -> Command {
     Flags::augment_args(Command::new("pelagos"))
         .about("Open Container Initiative runtime")
         .display_name(program.to_owned())
+        .mut_args(any_bytes)
         // COMPAT: the last of several wins, so that a caller can add to what another has configured.
         .args_override_self(true)
         .override_usage(format!("{program} [global options] command [command options] [arguments...]"))
@@ -438,11 +440,22 @@ fn global_command(program: &str) -> Command {
 fn command<V: Verb>(program: &str) -> Command {
     V::augment_args(Command::new(V::NAME))
         .about(V::ABOUT)
+        .mut_args(any_bytes)
         .display_name(format!("{program} {}", V::NAME))
         .override_usage(format!("{program} {} {}", V::NAME, V::USAGE))
         .help_template("NAME:\n   {name} - {about}\n\nUSAGE:\n   {usage}\n\nOPTIONS:\n{options}\n")
         .args_override_self(true)
         .hide(V::HIDDEN)
+}
+
+/// COMPAT: bytes that are no text arrive as U+FFFD, as Go writes them into a configuration. What is wrong with such a
+/// word is for the verb to say, with its own exit code.
+fn any_bytes(arg: Arg) -> Arg {
+    let text = clap::builder::ValueParser::string();
+    if arg.get_value_parser().type_id() != text.type_id() {
+        return arg;
+    }
+    arg.value_parser(OsStringValueParser::new().map(|word| word.to_string_lossy().into_owned()))
 }
 
 /// Everything at once, for manual pages and completions.
@@ -628,7 +641,7 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
 struct Word<'a> {
     /// The letters before it, all of them switches.
     before: &'a str,
-    flag: &'a clap::Arg,
+    flag: &'a Arg,
     dashes: &'static str,
     name: &'a str,
     /// Where the name begins.
@@ -679,7 +692,7 @@ impl<'a> Word<'a> {
     }
 }
 
-fn is_path(flag: &clap::Arg) -> bool {
+fn is_path(flag: &Arg) -> bool {
     flag.get_value_parser().type_id() == clap::builder::ValueParser::path_buf().type_id()
 }
 

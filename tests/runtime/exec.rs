@@ -1,6 +1,8 @@
 //! `exec`: one process more in a container.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -1020,6 +1022,36 @@ fn the_command_line_ends_at_the_id() {
         nothing.stderr.contains("requires a minimum of 1 argument"),
         "{nothing}"
     );
+}
+
+#[test]
+fn bytes_that_are_no_text_reach_the_program_as_a_replacement() {
+    requires!(root);
+    differs!("crun", "passes them on");
+    let bundle = up(|_| {});
+    let odd = |before: &str| OsString::from_vec([before.as_bytes(), b"\xff."].concat());
+    let mut verb = bundle.verb(["exec", "--env"]).arg(odd("A="));
+    verb = verb.arg(odd("--env=B=")).arg(&bundle.id);
+    let seen = answers(&verb.arg("/probe").arg(odd("x")).ok());
+    assert_eq!(seen["args"], json!(["/probe", "x\u{fffd}."]));
+    let env = seen["env"].as_array().unwrap();
+    assert!(env.contains(&json!("A=\u{fffd}.")), "{env:?}");
+    assert!(env.contains(&json!("B=\u{fffd}.")), "{env:?}");
+    let program = bundle.verb(["exec", &bundle.id]).arg(odd("")).run();
+    refused(&program, "executable file not found in $PATH");
+    refused(&bundle.verb(["exec"]).arg(odd("a")).arg("true").run(), "id");
+    let user = bundle.verb(["exec", "-u"]).arg(odd("1")).arg(&bundle.id);
+    refused(&user.arg("true").run(), "is not a numeric id");
+    for verb in [
+        bundle.verb(["kill", &bundle.id]).arg(odd("TERM")),
+        bundle.verb(["kill"]).arg(odd("")),
+        bundle.verb(["ps"]).arg(odd("")),
+        bundle.verb(["ps", &bundle.id]).arg(odd("--")),
+    ] {
+        let outcome = verb.run();
+        assert_eq!(outcome.code(), 1, "{outcome}");
+        assert!(!outcome.stdout.contains("Incorrect Usage"), "{outcome}");
+    }
 }
 
 #[test]
