@@ -4,7 +4,7 @@
 //! exists for manual pages and completions alone.
 //!
 //! COMPAT: runc's parser (urfave/cli) is imitated where engines rely on it: a long flag may have one dash, flags may
-//! follow the container's id, usage errors exit with 1.
+//! follow the container's id, usage errors exit with 1, an unknown verb with 3.
 
 mod checkpoint;
 mod create;
@@ -217,22 +217,38 @@ fn run(program: &str, args: Vec<OsString>) -> Result<u8> {
         return print(&command.render_help().to_string());
     };
     if name == "help" || name == "h" {
-        return help(program, &mut command, rest.next());
+        return help(program, &flags, &mut command, rest.next());
     }
     let Some(verb) = VERBS.iter().find(|verb| name == verb.name) else {
-        bail!("No help topic for '{}'", name.to_string_lossy());
+        // ORDER: before the error, which engines look for in the log.
+        open_log(program, &flags)?;
+        return Ok(no_such_verb(&name));
     };
     (verb.run)(program, flags, rest.collect())
 }
 
-fn help(program: &str, command: &mut Command, topic: Option<OsString>) -> Result<u8> {
+fn help(
+    program: &str,
+    flags: &Flags,
+    command: &mut Command,
+    topic: Option<OsString>,
+) -> Result<u8> {
     let Some(topic) = topic else {
         return print(&command.render_help().to_string());
     };
     match VERBS.iter().find(|verb| topic == verb.name) {
         Some(verb) => print(&(verb.command)(program).render_help().to_string()),
-        None => bail!("No help topic for '{}'", topic.to_string_lossy()),
+        None => {
+            open_log(program, flags)?;
+            Ok(no_such_verb(&topic))
+        }
     }
+}
+
+/// COMPAT: an exit code of its own, as urfave/cli has it.
+fn no_such_verb(name: &OsStr) -> u8 {
+    report::fail(&anyhow!("No help topic for '{}'", name.to_string_lossy()));
+    3
 }
 
 fn open_log(program: &str, flags: &Flags) -> Result<()> {

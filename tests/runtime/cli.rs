@@ -19,13 +19,24 @@ fn log_lines(path: &Path) -> Vec<Value> {
 #[test]
 fn unknown_command_is_named() {
     differs!("crun", "its own words");
-    let outcome = Verb::new(["bogus"]).run();
-    assert_ne!(outcome.code(), 0, "{outcome}");
-    assert!(
-        outcome.stderr.contains("No help topic for 'bogus'"),
-        "{outcome}"
-    );
-    assert_eq!(outcome.stdout, "");
+    for words in [&["bogus"][..], &["help", "bogus"]] {
+        let dir = tempfile::tempdir().expect("directory");
+        let log = dir.path().join("log.json");
+        let mut verb = Verb::new(["--log-format", "json", "--log"]).arg(&log);
+        verb = verb.args(words);
+        for outcome in [Verb::new(words).run(), verb.run()] {
+            assert_eq!(outcome.code(), 3, "{outcome}");
+            assert!(
+                outcome.stderr.contains("No help topic for 'bogus'"),
+                "{outcome}"
+            );
+            assert_eq!(outcome.stdout, "");
+        }
+        let lines = log_lines(&log);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let message = lines[0]["msg"].as_str().expect("msg").trim_end();
+        assert_eq!(message, "No help topic for 'bogus'");
+    }
 }
 
 #[test]
