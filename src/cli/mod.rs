@@ -84,7 +84,7 @@ struct Flags {
     root: Option<PathBuf>,
 
     /// Let systemd make the cgroups; cgroupsPath is then "slice:prefix:name"
-    #[arg(long)]
+    #[arg(long, overrides_with = "cgroup_manager")]
     systemd_cgroup: bool,
 
     /// Who makes the cgroups: cgroupfs, systemd or disabled
@@ -253,7 +253,8 @@ fn no_such_verb(name: &OsStr) -> u8 {
 
 fn open_log(program: &str, flags: &Flags) -> Result<()> {
     let format = match flags.log_format.as_str() {
-        "text" => Format::Text,
+        // COMPAT: an empty word is one that was not given.
+        "text" | "" => Format::Text,
         "json" => Format::Json,
         other => bail!("invalid log-format: {other}"),
     };
@@ -272,12 +273,7 @@ fn open_log(program: &str, flags: &Flags) -> Result<()> {
 
 impl Global {
     fn new(program: &str, flags: Flags) -> Result<Self> {
-        let rootless = match flags.rootless.as_str() {
-            "true" => Rootless::Yes,
-            "false" => Rootless::No,
-            "auto" => Rootless::Auto,
-            other => bail!("invalid value for --rootless: {other:?}, expected true, false or auto"),
-        };
+        let rootless = rootless(&flags.rootless)?;
         let root_is_default = flags.root.is_none();
         let root = match flags.root {
             None => default_root()?,
@@ -299,12 +295,19 @@ impl Global {
     }
 }
 
+/// COMPAT: Go's truth values, and as in runc "auto" in any case or nothing.
+fn rootless(word: &str) -> Result<Rootless> {
+    match truth(word) {
+        Some(true) => Ok(Rootless::Yes),
+        Some(false) => Ok(Rootless::No),
+        None if word.is_empty() || word.eq_ignore_ascii_case("auto") => Ok(Rootless::Auto),
+        None => bail!("invalid value for --rootless: {word:?}, expected true, false or auto"),
+    }
+}
+
 /// COMPAT: runc has the switch, crun both; Podman sends either, and "disabled" for containers without a cgroup.
 fn driver(systemd: bool, manager: Option<&str>) -> Result<Driver> {
     match manager {
-        Some("cgroupfs") if systemd => {
-            bail!("--systemd-cgroup and --cgroup-manager=cgroupfs contradict each other")
-        }
         Some("disabled") => Ok(Driver::Disabled),
         Some("systemd") => Ok(Driver::Systemd),
         None if systemd => Ok(Driver::Systemd),
@@ -832,21 +835,50 @@ mod tests {
 
     #[test]
     fn cgroup_managers_are_words_and_a_switch() {
-        for (systemd, manager, expected) in [
-            (false, None, Some(Driver::Cgroupfs)),
-            (true, None, Some(Driver::Systemd)),
-            (true, Some("systemd"), Some(Driver::Systemd)),
-            (true, Some("disabled"), Some(Driver::Disabled)),
-            (false, Some("cgroupfs"), Some(Driver::Cgroupfs)),
-            (true, Some("cgroupfs"), None),
-            (false, Some("Systemd"), None),
-            (false, Some(""), None),
+        for (words, expected) in [
+            ("", Some(Driver::Cgroupfs)),
+            ("--systemd-cgroup", Some(Driver::Systemd)),
+            ("--cgroup-manager=cgroupfs", Some(Driver::Cgroupfs)),
+            ("--cgroup-manager=disabled", Some(Driver::Disabled)),
+            ("--cgroup-manager=Systemd", None),
+            ("--cgroup-manager=", None),
+            // The last one wins.
+            (
+                "--systemd-cgroup --cgroup-manager=cgroupfs",
+                Some(Driver::Cgroupfs),
+            ),
+            (
+                "--cgroup-manager=cgroupfs --systemd-cgroup",
+                Some(Driver::Systemd),
+            ),
+            (
+                "--cgroup-manager=disabled --systemd-cgroup --systemd-cgroup",
+                Some(Driver::Systemd),
+            ),
         ] {
-            assert_eq!(
-                driver(systemd, manager).ok(),
-                expected,
-                "{systemd} {manager:?}"
-            );
+            let words = ["pelagos"].into_iter().chain(words.split_terminator(' '));
+            let matches = global_command("pelagos").get_matches_from(words);
+            let flags = <Flags as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+            let found = driver(flags.systemd_cgroup, flags.cgroup_manager.as_deref());
+            assert_eq!(found.ok(), expected, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn rootless_is_a_truth_value_or_auto() {
+        for (word, expected) in [
+            ("1", Some(Rootless::Yes)),
+            ("T", Some(Rootless::Yes)),
+            ("True", Some(Rootless::Yes)),
+            ("f", Some(Rootless::No)),
+            ("0", Some(Rootless::No)),
+            ("FALSE", Some(Rootless::No)),
+            ("Auto", Some(Rootless::Auto)),
+            ("", Some(Rootless::Auto)),
+            ("tRUE", None),
+            ("yes", None),
+        ] {
+            assert_eq!(rootless(word).ok(), expected, "{word}");
         }
     }
 
