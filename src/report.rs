@@ -139,15 +139,26 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// Opens the log and fixes how lines are written from here on.
 ///
-/// `program` is the name that messages use. Errors: the log cannot be opened.
+/// `program` is the name that messages use. Errors: the log's file cannot be opened. Where a service is not there, stderr
+/// takes its place.
 pub(crate) fn set_up(program: &str, target: &Target, format: Format, level: Level) -> Result<()> {
+    let (sink, absent) = match target.open() {
+        // COMPAT: crun goes on without the service, which a container may well have to be started or ended without.
+        Err(error) if matches!(target, Target::Syslog(_) | Target::Journal(_)) => {
+            (Sink::Stderr, Some(error))
+        }
+        other => (other?, None),
+    };
     // A second call changes nothing: the first log stands for the whole command.
     drop(LOG.set(Log {
         program: program.to_owned(),
-        sink: target.open()?,
+        sink,
         format,
         level,
     }));
+    if let Some(error) = absent {
+        warn(format_args!("log to stderr: {}", sentence(&error)));
+    }
     Ok(())
 }
 

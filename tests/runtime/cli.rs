@@ -445,6 +445,42 @@ fn log_that_cannot_be_opened_is_an_error() {
     assert!(outcome.stderr.contains("/nonexistent/log"), "{outcome}");
 }
 
+/// In a mount namespace where nobody has either socket.
+#[test]
+fn a_log_service_that_is_not_there_is_a_warning() {
+    requires!(root);
+    differs!("runc", "takes it for the name of a file");
+    let root = tempfile::tempdir().expect("directory");
+    let hidden = "mount -t tmpfs none /dev && mount -t tmpfs none /run && exec \"$@\"";
+    for (log, socket) in [
+        ("syslog:web", "/dev/log"),
+        ("journald:web", "/run/systemd/journal/socket"),
+    ] {
+        let outcome = Verb::new(["--root"])
+            .arg(root.path())
+            .args(["--log", log, "list", "-q"])
+            .under(["unshare", "-m", "sh", "-c", hidden, "sh"])
+            .run();
+        assert_eq!(outcome.code(), 0, "{outcome}");
+        if runtime().is("pelagos") {
+            assert_eq!(outcome.stderr.lines().count(), 1, "{outcome}");
+            assert!(outcome.stderr.contains("level=warning"), "{outcome}");
+            assert!(outcome.stderr.contains(socket), "{outcome}");
+        }
+        let failed = Verb::new(["--root"])
+            .arg(root.path())
+            .args(["--log", log, "state", "absent"])
+            .under(["unshare", "-m", "sh", "-c", hidden, "sh"])
+            .run();
+        assert_eq!(failed.code(), 1, "{failed}");
+        // COMPAT: crun's words are its own.
+        assert!(
+            runtime().is("crun") || failed.stderr.contains("container does not exist"),
+            "{failed}"
+        );
+    }
+}
+
 #[test]
 fn a_state_root_where_nothing_can_be_made_is_an_error_at_once() {
     requires!(root);
