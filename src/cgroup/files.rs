@@ -147,6 +147,8 @@ fn swap_max(memory: i64, memory_and_swap: i64) -> Result<Option<String>> {
         (-1, 0) | (_, -1) => Some("max".to_owned()),
         (_, 0) => None,
         (_, ..-1) => bail!("invalid memory+swap value: {memory_and_swap}"),
+        // Nothing of the sum is memory's.
+        (-1, both) => Some(both.to_string()),
         (0, _) => bail!("unable to set swap limit without memory limit"),
         (..0, _) => bail!("invalid memory value: {memory}"),
         (memory, both) if both < memory => bail!("memory+swap limit should be >= memory limit"),
@@ -480,6 +482,11 @@ mod tests {
             json!({"memory": {"limit": -1, "swap": -1}}),
             &[("memory.swap.max", "max"), ("memory.max", "max")],
         );
+        // Then the limit of swap is the whole of the sum.
+        assert_files(
+            json!({"memory": {"limit": -1, "swap": 104_857_600}}),
+            &[("memory.swap.max", "104857600"), ("memory.max", "max")],
+        );
     }
 
     #[test]
@@ -497,7 +504,7 @@ mod tests {
                 json!({"limit": 6, "swap": 5}),
                 "memory+swap limit should be >= memory limit",
             ),
-            (json!({"limit": -1, "swap": 5}), "invalid memory value: -1"),
+            (json!({"limit": -2, "swap": 5}), "invalid memory value: -2"),
             (json!({"limit": -2}), "invalid memory value: -2"),
             (
                 json!({"limit": 6, "swap": -2}),
