@@ -18,11 +18,11 @@ pub(super) struct Common {
     #[arg(short = 'f', long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Socket that is sent the master of the container's terminal
+    /// Socket that is sent the master of the container's terminal; from the bundle, or @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
 
-    /// Socket that is sent a pidfd of the container's init
+    /// Socket that is sent a pidfd of the container's init; from the bundle, or @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     pidfd_socket: Option<PathBuf>,
 
@@ -55,9 +55,9 @@ impl Common {
             root: global.root.clone(),
             bundle: absolute(self.bundle.as_deref().unwrap_or(Path::new(".")))?,
             config: whole(self.config)?,
-            console_socket: whole(self.console_socket)?,
+            console_socket: self.console_socket,
             pid_file: whole(self.pid_file)?,
-            pidfd_socket: whole(self.pidfd_socket)?,
+            pidfd_socket: self.pidfd_socket,
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,

@@ -13,11 +13,11 @@ const OWN_FAILURE: u8 = 255;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Exec {
-    /// Socket that is sent the master of the process's terminal
+    /// Socket that is sent the master of the process's terminal; from the container's bundle, or @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
 
-    /// Socket that is sent a pidfd of the process
+    /// Socket that is sent a pidfd of the process; from the container's bundle, or @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     pidfd_socket: Option<PathBuf>,
 
@@ -118,8 +118,8 @@ impl Exec {
             root: global.root.clone(),
             wanted,
             detach: self.detach,
-            console_socket: whole(self.console_socket)?,
-            pidfd_socket: whole(self.pidfd_socket)?,
+            console_socket: self.console_socket,
+            pidfd_socket: self.pidfd_socket,
             pid_file: whole(self.pid_file)?,
             preserve_fds: self.preserve_fds,
             cgroup: self.cgroup,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -210,9 +211,14 @@ impl<'a> Draft<'a> {
             rootless,
         )?;
         let pidfd_sockets = [&options.pidfd_socket, &plan.extensions.pidfd_receiver];
-        let pidfd_sockets = pidfd_sockets.map(|path| connect(path.as_deref(), "pidfd socket"));
+        let pidfd_sockets =
+            pidfd_sockets.map(|path| connect(&bundle.path, path.as_deref(), "pidfd socket"));
         Ok(Self {
-            console: connect(options.console_socket.as_deref(), "console socket")?,
+            console: connect(
+                &bundle.path,
+                options.console_socket.as_deref(),
+                "console socket",
+            )?,
             pidfd_sockets: pidfd_sockets
                 .into_iter()
                 .filter_map(Result::transpose)
@@ -510,9 +516,18 @@ pub(super) fn check_terminal(detached: bool, terminal: bool, socket: bool) -> Re
 }
 
 /// Connect to one of the sockets that a caller waits at.
-pub(super) fn connect(path: Option<&Path>, what: &str) -> Result<Option<UnixStream>> {
+// COMPAT: a relative path is one from the bundle, where runc stands when it connects.
+pub(super) fn connect(
+    bundle: &Path,
+    path: Option<&Path>,
+    what: &str,
+) -> Result<Option<UnixStream>> {
     path.map(|path| {
-        fd::connect(path).with_context(|| format!("connect to {what} {}", path.display()))
+        let whole = match path.as_os_str().as_bytes() {
+            [b'@', ..] => path.to_owned(),
+            _ => bundle.join(path),
+        };
+        fd::connect(&whole).with_context(|| format!("connect to {what} {}", path.display()))
     })
     .transpose()
 }

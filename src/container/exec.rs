@@ -34,7 +34,7 @@ use crate::spec::{self, Bundle};
 use crate::sys::path::names;
 use crate::sys::{fd, seal};
 
-/// What `exec` was asked for. Paths are absolute.
+/// What `exec` was asked for. Paths are absolute, but for those of sockets and `-`.
 #[derive(Clone, Debug)]
 pub(crate) struct ExecOptions {
     pub(crate) id: Id,
@@ -185,11 +185,13 @@ impl<'a> Draft<'a> {
         for warning in bundle.warnings.iter().chain(&plan.warnings) {
             report::warn(format_args!("{warning}"));
         }
+        let to_socket =
+            |path: &Option<PathBuf>, what| connect(&record.bundle, path.as_deref(), what);
         let linux = bundle.spec.linux().as_ref();
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
         Ok(Self {
-            console: connect(options.console_socket.as_deref(), "console socket")?,
-            pidfd_socket: connect(options.pidfd_socket.as_deref(), "pidfd socket")?,
+            console: to_socket(&options.console_socket, "console socket")?,
+            pidfd_socket: to_socket(&options.pidfd_socket, "pidfd socket")?,
             chroot: !Namespaces::new(namespaces.unwrap_or_default()).is_new(Kind::Mount),
             options,
             record,

@@ -3,14 +3,17 @@
 use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::{
     self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr,
 };
+use nix::sys::stat::Mode;
 
 /// A connected pair of sockets that keep message borders; closed on exec.
 pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
@@ -22,14 +25,32 @@ pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
     )
 }
 
-/// Connect to the listener at `path`, now or never.
+/// Connect to the listener at `path`, now or never. COMPAT: as in Go a name that begins with `@` is an abstract one.
 ///
 /// # Errors
 /// EAGAIN where its queue is full: somebody listens, and nobody accepts.
 pub(crate) fn connect(path: &Path) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    socket::connect(socket.as_raw_fd(), &socket::UnixAddr::new(path)?)?;
+    let name = path.as_os_str().as_bytes();
+    let mut directory = None;
+    let address = match name.strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name)?,
+        None => match UnixAddr::new(path) {
+            // An address has 107 bytes, a path may have more: its last part from a directory that is open.
+            Err(Errno::ENAMETOOLONG) => {
+                let above = path.parent().unwrap_or(Path::new("."));
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let directory = directory.insert(open(above, flags, Mode::empty())?);
+                let mut short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+                short.push(path.file_name().ok_or(Errno::EISDIR)?);
+                UnixAddr::new(&short)?
+            }
+            other => other?,
+        },
+    };
+    socket::connect(socket.as_raw_fd(), &address)?;
+    drop(directory);
     fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(socket.into())
 }

@@ -1,5 +1,7 @@
 //! Terminals: handed over by a console socket, or attached to the caller's own.
 
+use std::path::Path;
+
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -61,6 +63,64 @@ fn console_socket_gets_one_message_with_one_descriptor() {
     assert_eq!(bundle.status(), "created");
     let mut terminal = terminal(received);
     assert_eq!(terminal.text(), "");
+}
+
+/// Asks for a terminal by this name of the socket, with create and with exec, and for a pidfd.
+#[track_caller]
+fn reached_as(bundle: &Bundle, socket: &ConsoleSocket, name: &Path) {
+    let with = |verb: &str, option: &str| {
+        let verb = bundle.verb([verb, option]).arg(name);
+        verb.cwd("/").arg("--bundle").arg(&bundle.path)
+    };
+    with("create", "--console-socket").arg(&bundle.id).ok();
+    let terminal = socket.receive();
+    assert_eq!(terminal.fds.len(), 1, "create");
+    bundle.start();
+    for options in [&["-td", "--console-socket"][..], &["-d", "--pidfd-socket"]] {
+        let verb = bundle.verb(["exec"]).args(options).arg(name).cwd("/");
+        verb.args([&bundle.id, "true"]).ok();
+        assert_eq!(socket.receive().fds.len(), 1, "exec {options:?}");
+    }
+    bundle.delete_force().ok();
+    bundle.edit(|c| c["process"]["terminal"] = json!(false));
+    with("create", "--pidfd-socket").arg(&bundle.id).ok();
+    assert_eq!(socket.receive().data, "standard");
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn a_relative_socket_is_one_from_the_bundle() {
+    requires!(root);
+    differs!("crun", "exec's is from where its caller stands");
+    differs!("runc", "has a pidfd socket since 1.2");
+    let bundle = with_terminal("sleep 1000");
+    let socket = ConsoleSocket::bind(socket_path(&bundle.path));
+    reached_as(&bundle, &socket, Path::new("tty.sock"));
+}
+
+#[test]
+fn a_socket_that_begins_with_an_at_sign_is_an_abstract_one() {
+    requires!(root);
+    differs!("crun", "takes it for a path");
+    differs!("runc", "has a pidfd socket since 1.2");
+    let bundle = with_terminal("sleep 1000");
+    let socket = ConsoleSocket::bind_abstract(&bundle.id);
+    reached_as(&bundle, &socket, &socket.path);
+}
+
+#[test]
+fn a_socket_may_have_a_path_that_is_longer_than_an_address() {
+    requires!(root);
+    differs!("crun", "exec has no pidfd socket");
+    differs!("runc", "refuses it");
+    let bundle = with_terminal("sleep 1000");
+    let socket = ConsoleSocket::bind(socket_path(&bundle.beside("")));
+    let deep = bundle.beside(&"d".repeat(200));
+    std::fs::create_dir(&deep).unwrap();
+    let long = socket_path(&deep);
+    std::fs::rename(&socket.path, &long).unwrap();
+    reached_as(&bundle, &socket, &long);
 }
 
 #[test]

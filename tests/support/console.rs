@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +31,14 @@ pub(crate) struct Received {
 impl ConsoleSocket {
     pub(crate) fn bind(path: PathBuf) -> Self {
         let listener = UnixListener::bind(&path).expect("bind");
+        Self { path, listener }
+    }
+
+    /// One that is in no directory; its path is the name as callers write it.
+    pub(crate) fn bind_abstract(name: &str) -> Self {
+        let address = SocketAddr::from_abstract_name(name).expect("a name");
+        let listener = UnixListener::bind_addr(&address).expect("bind");
+        let path = format!("@{name}").into();
         Self { path, listener }
     }
 
