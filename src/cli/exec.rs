@@ -41,7 +41,8 @@ pub(super) struct Exec {
     #[arg(short = 'g', long, value_name = "GID", allow_hyphen_values = true)]
     additional_gids: Vec<String>,
 
-    /// File that describes the process, as "process" of config.json does; then the options for it are ignored
+    /// File that describes the process, as "process" of config.json does, or - for standard input; then the options for it
+    /// are ignored
     #[arg(short, long, value_name = "FILE")]
     process: Option<PathBuf>,
 
@@ -93,6 +94,7 @@ impl Exec {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let id = only_id(&self.arguments)?;
         let wanted = match self.process {
+            Some(path) if path.as_os_str() == "-" => Wanted::File(path),
             Some(path) => Wanted::File(absolute(&path)?),
             None => Wanted::Changed(ProcessOptions {
                 args: self.arguments.into_iter().skip(1).collect(),

@@ -18,7 +18,7 @@ pub(super) struct Mounts {
 impl Verb for Mounts {
     const NAME: &'static str = "mounts";
     const ABOUT: &'static str = "add mounts to a running container, or remove them";
-    const USAGE: &'static str = "add|remove <container-id> <file>";
+    const USAGE: &'static str = "add|remove <container-id> <file, or - for standard input>";
     const ARGUMENTS: Count = Count::Exactly(3);
 
     fn run(self, global: &Global) -> Result<u8> {

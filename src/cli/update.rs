@@ -1,11 +1,9 @@
 //! `update`: other limits for a container that is there.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::AT_FDCWD;
 use serde_json::{Map, Value, json};
 
 use super::{Count, Global, Verb, only_id};
@@ -104,7 +102,8 @@ impl Verb for Update {
     fn run(self, global: &Global) -> Result<u8> {
         let id = only_id(&self.arguments)?;
         let raw = match &self.resources {
-            Some(file) => read(file)?,
+            Some(file) => container::read_input(file)
+                .with_context(|| format!("read resources from {}", file.display()))?,
             None => {
                 if self.kernel_memory.is_some() || self.kernel_memory_tcp.is_some() {
                     report::warn(format_args!(
@@ -118,17 +117,6 @@ impl Verb for Update {
         container::update(&global.root, &id, &resources, &self.schemata())?;
         Ok(0)
     }
-}
-
-fn read(file: &std::path::Path) -> Result<Vec<u8>> {
-    let raw = match file.as_os_str() == "-" {
-        true => {
-            let mut raw = Vec::new();
-            std::io::stdin().read_to_end(&mut raw).map(|_| raw)
-        }
-        false => spec::read_file(AT_FDCWD, file),
-    };
-    raw.with_context(|| format!("read resources from {}", file.display()))
 }
 
 impl Update {

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use nix::fcntl::{AT_FDCWD, OFlag, open};
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxNamespaceType as Kind, Process, User,
@@ -22,7 +22,7 @@ use oci_spec::runtime::{
 use super::create::{check_terminal, connect, inherited_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
-use super::{Container, Fault, Id, open_cgroup};
+use super::{Container, Fault, Id, open_cgroup, read_input};
 use crate::cgroup::{self, Cgroup, Hierarchy, Resctrl};
 use crate::hooks;
 use crate::launch::{self, Joining, Launched};
@@ -59,7 +59,7 @@ pub(crate) struct ExecOptions {
 /// Where the process is described.
 #[derive(Clone, Debug)]
 pub(crate) enum Wanted {
-    /// A file with what config.json has as `process`. COMPAT: the other options that describe it are ignored then.
+    /// A file with what config.json has as `process`, or `-` for standard input. COMPAT: the other options that describe it are ignored then.
     File(PathBuf),
     /// The container's own process, changed.
     Changed(ProcessOptions),
@@ -314,8 +314,7 @@ fn describe(bundle: &mut Bundle, wanted: &Wanted) -> Result<()> {
     let containers = bundle.spec.process().clone();
     match wanted {
         Wanted::File(path) => {
-            let text = spec::read_file(AT_FDCWD, path)
-                .with_context(|| format!("read {}", path.display()))?;
+            let text = read_input(path).with_context(|| format!("read {}", path.display()))?;
             bundle
                 .take_process(&text)
                 .with_context(|| path.display().to_string())?;

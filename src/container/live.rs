@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::AT_FDCWD;
 use nix::unistd::Uid;
 use oci_spec::runtime::{LinuxNamespaceType as Kind, MountBuilder};
 
 use super::exec::{differing, root_of};
 use super::state::Record;
-use super::{Fault, Id, alive, held};
+use super::{Fault, Id, alive, held, read_input};
 use crate::idmap::Maps;
 use crate::launch::{self, Live};
 use crate::plan::host::Host;
@@ -28,8 +27,7 @@ pub(crate) fn change_mounts(root: &Path, id: &Id, live: Live, file: &Path) -> Re
     if !Uid::effective().is_root() {
         bail!("mounts: only root can change the mounts of a running container");
     }
-    let text =
-        spec::read_file(AT_FDCWD, file).with_context(|| format!("read {}", file.display()))?;
+    let text = read_input(file).with_context(|| format!("read {}", file.display()))?;
     let (locked, record) = held(root, id, alive)?;
     let mut bundle = Bundle::kept(record.bundle.clone(), locked.config()?)?;
     bundle

@@ -33,6 +33,7 @@ pub(crate) mod state;
 
 use std::fmt;
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -40,7 +41,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, UnlinkatFlags, read, unlinkat, write};
@@ -62,6 +63,7 @@ use crate::launch;
 pub(crate) use crate::launch::Live;
 use crate::plan::extensions::hook_output;
 use crate::report;
+use crate::spec;
 use crate::sys::pidfd;
 
 /// How long a verb waits for another one on the same container.
@@ -569,6 +571,15 @@ impl Events {
     pub(crate) fn watch(&self) -> Result<Watch> {
         self.0.watch()
     }
+}
+
+/// The whole of a file that a caller names, where `-` is standard input.
+pub(crate) fn read_input(path: &Path) -> std::io::Result<Vec<u8>> {
+    if path.as_os_str() != "-" {
+        return spec::read_file(AT_FDCWD, path);
+    }
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text).map(|_| text)
 }
 
 /// The processes of the container, by their numbers in our pid namespace: those in its cgroup, which an init may have left

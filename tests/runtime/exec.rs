@@ -355,6 +355,20 @@ fn a_process_file_describes_the_process() {
 }
 
 #[test]
+fn a_process_may_be_described_on_standard_input() {
+    requires!(container);
+    differs!("runc", "takes it for the name of a file");
+    let bundle = up(|_| {});
+    let file = bundle.beside("process.json");
+    let process = json!({ "args": ["echo", "here"], "cwd": "/", "env": ["PATH=/bin"] });
+    fs::write(&file, process.to_string()).unwrap();
+    let outcome = bundle
+        .verb(["exec", "--process", "-", &bundle.id])
+        .stdin(fs::File::open(&file).unwrap());
+    assert_eq!(outcome.ok().stdout, "here\n");
+}
+
+#[test]
 fn a_process_file_that_is_wrong_is_refused_with_the_field() {
     requires!(container);
     let bundle = up(|_| {});

@@ -45,6 +45,25 @@ macro_rules! live {
 }
 
 #[test]
+fn mounts_may_be_listed_on_standard_input() {
+    live!();
+    let bundle = running(|_| {});
+    let file = bundle.beside("mounts.json");
+    fs::write(&file, json!([bind("/m", &["bind"])]).to_string()).unwrap();
+    let change = |what: &str| {
+        let verb = bundle.verb(["mounts", what, &bundle.id, "-"]);
+        verb.stdin(fs::File::open(&file).unwrap()).ok()
+    };
+    change("add");
+    let seen = ask(&bundle, &["read:/m/file"]);
+    assert_eq!(seen.text("read:/m/file"), "of the host");
+    change("remove");
+    assert!(!fs::exists(bundle.rootfs("m/file")).unwrap());
+    let seen = ask(&bundle, &["read:/m/file"]);
+    assert_eq!(seen.errno("read:/m/file"), "ENOENT");
+}
+
+#[test]
 fn mounts_come_and_go_while_the_container_runs() {
     live!();
     let bundle = running(|_| {});
