@@ -200,6 +200,14 @@ pub(crate) fn warn(text: fmt::Arguments<'_>) {
     }
 }
 
+/// Tells the caller alone of something: the bare words on stderr.
+pub(crate) fn remark(text: fmt::Arguments<'_>) {
+    let mut line = String::new();
+    push_one_line(&mut line, &text.to_string());
+    line.push('\n');
+    to_stderr(&line);
+}
+
 /// The error and its causes on one line. The kernel's words stand as engines search for them: lower case, no number.
 pub(crate) fn sentence(error: &anyhow::Error) -> String {
     let causes = error.chain().map(|cause| {

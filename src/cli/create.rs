@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{Count, Global, Verb, absolute, only_id};
+use super::{Count, Global, Verb, absolute, descriptors, only_id};
 use crate::container::{self, CreateOptions};
 
 /// What `create` and `run` have in common.
@@ -43,7 +43,7 @@ pub(super) struct Common {
     pub(super) no_subreaper: bool,
 
     /// Pass this many more file descriptors, beyond stdio and LISTEN_FDS, to the container
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = descriptors)]
     preserve_fds: u32,
 }
 

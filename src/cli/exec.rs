@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Count, Global, Verb, absolute, only_id, truth};
+use super::{Count, Global, Verb, absolute, descriptors, only_id, truth};
 use crate::container::{self, ExecOptions, ProcessOptions, Wanted};
 use crate::report;
 
@@ -38,8 +38,8 @@ pub(super) struct Exec {
     user: Option<String>,
 
     /// Group id to add, as a number; may be repeated
-    #[arg(short = 'g', long, value_name = "GID", allow_hyphen_values = true)]
-    additional_gids: Vec<String>,
+    #[arg(short = 'g', long, value_name = "GID", allow_hyphen_values = true, value_parser = parse_id)]
+    additional_gids: Vec<u32>,
 
     /// File that describes the process, as "process" of config.json does, or - for standard input; then the options for it
     /// are ignored
@@ -72,7 +72,7 @@ pub(super) struct Exec {
     cap: Vec<String>,
 
     /// Pass this many more file descriptors, beyond stdio, to the process
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = descriptors)]
     preserve_fds: u32,
 
     /// Put the process into this cgroup below the container's
@@ -102,13 +102,7 @@ impl Exec {
                 env: self.env,
                 terminal: self.tty,
                 user: given(self.user).as_deref().map(parse_user).transpose()?,
-                additional_gids: self
-                    .additional_gids
-                    .iter()
-                    .map(|text| {
-                        parse_id(text).with_context(|| format!("--additional-gids {text:?}"))
-                    })
-                    .collect::<Result<_>>()?,
+                additional_gids: self.additional_gids,
                 selinux_label: given(self.process_label),
                 apparmor: given(self.apparmor),
                 no_new_privileges: self.no_new_privs,

@@ -7,7 +7,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 
 use super::{Count, Global, Verb, only_id, to_each};
-use crate::container::{self, Fault, Id};
+use crate::container::{self, Container, Fault, Id};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Kill {
@@ -30,7 +30,12 @@ impl Verb for Kill {
     const ARGUMENTS: Count = Count::Between(1, 2);
 
     fn run(self, global: &Global) -> Result<u8> {
-        let signal = parse_signal(self.arguments.get(1).map_or("", String::as_str))?;
+        let signal = parse_signal(self.arguments.get(1).map_or("", String::as_str));
+        if signal.is_err() && !self.regex {
+            // COMPAT: a container that is not there is the first thing to say.
+            Container::open(&global.root, &only_id(&self.arguments)?)?;
+        }
+        let signal = signal?;
         let kill = |id: &Id| {
             let sent = match self.all {
                 true => container::kill_all(&global.root, id, signal),

@@ -379,6 +379,11 @@ fn only_id(arguments: &[String]) -> Result<container::Id> {
     arguments.first().map_or("", String::as_str).parse()
 }
 
+/// How many descriptors to pass on. COMPAT: less than none is none.
+fn descriptors(text: &str) -> Result<u32> {
+    Ok(text.parse::<i64>()?.max(0).try_into()?)
+}
+
 /// Do something to every container that the first argument matches. All are tried; what failed is told as one error.
 fn to_each(
     global: &Global,

@@ -222,10 +222,12 @@ pub(crate) fn list(root: &Path) -> Result<Vec<Container>> {
     for id in names {
         match Container::open(root, &id) {
             Ok(container) => containers.push(container),
-            // Deleted since the directory was read, or still without a record.
-            Err(error) if error.is::<Fault>() => {}
+            // Deleted since the directory was read.
+            Err(_) if !fs::exists(root.join(id.as_str())).unwrap_or(true) => {}
+            // COMPAT: runc's words, for a record that is not there, or not yet.
             Err(error) => {
-                report::warn(format_args!("container {id}: {}", report::sentence(&error)));
+                let reason = report::sentence(&error);
+                report::remark(format_args!("load container {id}: {reason}"));
             }
         }
     }

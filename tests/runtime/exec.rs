@@ -302,10 +302,12 @@ fn a_user_that_is_no_number_is_refused() {
             "is not a numeric id",
         );
     }
-    refused(
-        &exec(&bundle, &["-g", "x"], &["true"]).run(),
-        "--additional-gids",
-    );
+    for group in ["x", "-1", "", "4294967295"] {
+        let outcome = exec(&bundle, &["-g", group], &["true"]).run();
+        assert_eq!(outcome.code(), 1, "{outcome}");
+        let words = format!("invalid value {group:?} for flag -additional-gids");
+        assert!(outcome.stdout.contains(&words), "{outcome}");
+    }
 }
 
 #[test]
@@ -740,6 +742,12 @@ fn descriptors_are_passed_on_when_asked_for() {
     );
     let env = seen["env"].to_string();
     assert!(!env.contains("LISTEN_"), "{env}");
+    // Less than none is none.
+    let seen = see(&bundle, &["--preserve-fds", "-1"], &[]);
+    assert_eq!(
+        seen["fds"].as_object().map(|open| open.contains_key("3")),
+        Some(false)
+    );
 }
 
 #[test]

@@ -329,6 +329,13 @@ fn kill_takes_signals_by_name_and_number_in_any_case() {
 }
 
 #[test]
+fn kill_looks_for_the_container_before_it_reads_the_signal() {
+    let bundle = Bundle::sleeping();
+    let outcome = bundle.verb(["kill", &bundle.id, "BOGUS"]).run();
+    outcome.fails_with("container does not exist");
+}
+
+#[test]
 fn kill_reaches_a_created_container() {
     requires!(container);
     let bundle = Bundle::new();
@@ -680,9 +687,19 @@ fn list_does_not_stumble_over_foreign_directories() {
     let bundle = Bundle::sleeping();
     bundle.create();
     std::fs::create_dir(bundle.state_root.join("stranger")).expect("directory");
+    std::fs::create_dir(bundle.state_root.join("torn")).expect("directory");
+    std::fs::write(bundle.state_root.join("torn/state.json"), "{").expect("write");
     let outcome = bundle.verb(["list", "-q"]).run();
     assert_eq!(outcome.code(), 0, "{outcome}");
-    assert!(outcome.stdout.lines().any(|l| l == bundle.id), "{outcome}");
+    assert_eq!(outcome.stdout, format!("{}\n", bundle.id), "{outcome}");
+    if !runtime().is("crun") {
+        let lines: Vec<_> = outcome.stderr.lines().collect();
+        assert_eq!(lines.len(), 2, "{outcome}");
+        let absent = "load container stranger: container does not exist";
+        assert_eq!(lines[0], absent, "{outcome}");
+        assert!(lines[1].starts_with("load container torn: "), "{outcome}");
+    }
+    std::fs::remove_dir_all(bundle.state_root.join("torn")).expect("remove");
     std::fs::remove_dir(bundle.state_root.join("stranger")).expect("remove");
 }
 
