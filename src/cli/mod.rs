@@ -565,6 +565,9 @@ fn usage_error(error: clap::Error) -> anyhow::Error {
         (ErrorKind::UnknownArgument, _) if !flag.is_empty() => {
             return anyhow!("flag provided but not defined: -{flag}");
         }
+        (ErrorKind::InvalidValue, Some("")) if !flag.is_empty() => {
+            return anyhow!("flag needs an argument: -{flag}");
+        }
         (ErrorKind::ValueValidation, Some(value)) if !flag.is_empty() => {
             return anyhow!("invalid value {value:?} for flag -{flag}: parse error");
         }

@@ -110,6 +110,8 @@ fn wrong_usage_is_said_in_runcs_words_with_the_help_on_stdout() {
             &["create", "--preserve-fds", "x", "id"],
             "invalid value \"x\" for flag -preserve-fds: parse error",
         ),
+        (&["list", "--format"], "flag needs an argument: -format"),
+        (&["--root"], "flag needs an argument: -root"),
     ] {
         let outcome = Verb::new(args).run();
         assert_eq!(outcome.code(), 1, "{outcome}");
