@@ -500,7 +500,7 @@ fn parse_and_run<V: Verb>(program: &str, flags: Flags, args: Vec<OsString>) -> R
         Parsed::Help(text) => return print(&text),
     };
     let given = matches
-        .try_get_many::<String>("arguments")
+        .try_get_raw("arguments")
         .ok()
         .flatten()
         .map_or(0, Iterator::count);

@@ -1,6 +1,7 @@
 //! `mounts`: mounts of a running container, made or taken away.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::str::FromStr as _;
 
 use anyhow::{Result, bail};
@@ -12,7 +13,7 @@ use crate::container::{self, Id, Live};
 #[derive(Debug, clap::Args)]
 pub(super) struct Mounts {
     #[arg(value_name = "add|remove container-id file", hide = true)]
-    arguments: Vec<String>,
+    arguments: Vec<OsString>,
 }
 
 impl Verb for Mounts {
@@ -25,13 +26,13 @@ impl Verb for Mounts {
         let [what, id, file] = &self.arguments[..] else {
             unreachable!("the arguments are counted");
         };
-        let live = match what.as_str() {
-            "add" => Live::Add,
-            "remove" => Live::Remove,
-            other => bail!("mounts: {other:?} is neither add nor remove"),
+        let live = match what.to_str() {
+            Some("add") => Live::Add,
+            Some("remove") => Live::Remove,
+            _ => bail!("mounts: {what:?} is neither add nor remove"),
         };
-        let id = Id::from_str(id)?;
-        container::change_mounts(&global.root, &id, live, &PathBuf::from(file))?;
+        let id = Id::from_str(&id.to_string_lossy())?;
+        container::change_mounts(&global.root, &id, live, Path::new(file))?;
         Ok(0)
     }
 }

@@ -137,7 +137,7 @@ pub(crate) enum Rootless {
     Auto,
 }
 
-/// What `create` was asked for. Paths are absolute.
+/// What `create` was asked for. Paths are absolute, but for those of sockets.
 #[derive(Clone, Debug)]
 pub(crate) struct CreateOptions {
     pub(crate) id: Id,

@@ -1,6 +1,8 @@
 //! `mounts add` and `mounts remove`: the mounts of a container that runs.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use serde_json::{Value, json};
@@ -45,7 +47,7 @@ macro_rules! live {
 }
 
 #[test]
-fn mounts_may_be_listed_on_standard_input() {
+fn mounts_may_be_listed_on_standard_input_or_in_a_file_of_any_name() {
     live!();
     let bundle = running(|_| {});
     let file = bundle.beside("mounts.json");
@@ -55,6 +57,12 @@ fn mounts_may_be_listed_on_standard_input() {
         verb.stdin(fs::File::open(&file).unwrap()).ok()
     };
     change("add");
+    change("remove");
+    // In a file whose name is no text.
+    let odd = bundle.path.join(OsStr::from_bytes(b"\xff"));
+    fs::rename(&file, &odd).unwrap();
+    bundle.verb(["mounts", "add", &bundle.id]).arg(&odd).ok();
+    fs::rename(&odd, &file).unwrap();
     let seen = ask(&bundle, &["read:/m/file"]);
     assert_eq!(seen.text("read:/m/file"), "of the host");
     change("remove");
