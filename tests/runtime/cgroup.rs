@@ -290,6 +290,12 @@ fn memory_limits_are_written() {
         &["memory.swap.max"],
     );
     assert_eq!(found, ["max"]);
+    // Where memory has no limit, it is swap alone.
+    let found = limited(
+        &json!({ "memory": { "limit": -1, "swap": mib(96) } }),
+        &["memory.max", "memory.swap.max"],
+    );
+    assert_eq!(found, ["max".to_owned(), mib(96).to_string()]);
 }
 
 #[test]

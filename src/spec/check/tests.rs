@@ -809,6 +809,7 @@ fn what_is_odd_but_allowed_passes() {
             json!({"limit": 1000, "swap": -1}),
         ),
         ("/linux/resources/memory", json!({"limit": -1, "swap": 0})),
+        ("/linux/resources/memory", json!({"limit": -1, "swap": 1})),
         (
             "/linux/devices",
             json!([{"path": "/dev/a", "type": "c", "major": 1}, {"path": "/dev/a", "type": "u", "major": 1}]),
