@@ -257,17 +257,12 @@ pub(super) fn protect_paths(given: &Given, root: &OwnedFd, null: Option<OwnedFd>
 /// over it that anybody would see.
 fn freeze(target: BorrowedFd, root: BorrowedFd) -> nix::Result<()> {
     let read_only = Change::attributes(attr::RDONLY, 0);
-    if is_same(target, root)? {
+    if mount::place(target)? == mount::place(root)? {
         return mount::change(root, Reach::One, read_only);
     }
     let tree = mount::clone_tree(target, c"", Reach::Tree)?;
     mount::change(tree.as_fd(), Reach::Tree, read_only)?;
     mount::attach(tree.as_fd(), target)
-}
-
-fn is_same(one: BorrowedFd, other: BorrowedFd) -> nix::Result<bool> {
-    let (one, other) = (fstat(one)?, fstat(other)?);
-    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 fn mask(

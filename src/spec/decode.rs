@@ -374,39 +374,38 @@ fn accept_what_go_accepts(config: &mut Value) {
 }
 
 /// Two words of the specification that oci-spec spells in its own way.
-const RESPELLED: [(&str, &str); 2] = [
-    ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
-    ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
+const RESPELLED: [(&str, LinuxSchedulerFlag); 2] = [
+    (
+        "SCHED_FLAG_RESET_ON_FORK",
+        LinuxSchedulerFlag::SchedResetOnFork,
+    ),
+    (
+        "SCHED_FLAG_DL_OVERRUN",
+        LinuxSchedulerFlag::SchedFlagDLOverrun,
+    ),
 ];
 
+fn is_respelled(flag: &LinuxSchedulerFlag) -> bool {
+    RESPELLED.iter().any(|(_, own)| own == flag)
+}
+
 fn is_scheduler_flag(word: &Value) -> bool {
-    let named = |(theirs, own): &(&str, &str)| match () {
-        () if word == theirs => Some(true),
-        () if word == own => Some(false),
-        () => None,
-    };
-    let named = RESPELLED.iter().find_map(named);
-    named.unwrap_or_else(|| is::<LinuxSchedulerFlag>(word))
+    RESPELLED.iter().any(|(theirs, _)| word == theirs)
+        || LinuxSchedulerFlag::deserialize(word).is_ok_and(|flag| !is_respelled(&flag))
 }
 
 /// Whether a word stands in a configuration as oci-spec alone spells it.
 fn is_misspelled(spec: &Spec) -> bool {
     let scheduler = spec.process().as_ref().and_then(|p| p.scheduler().as_ref());
     let mut flags = scheduler.iter().flat_map(|s| s.flags()).flatten();
-    flags.any(|flag| {
-        let own = [
-            LinuxSchedulerFlag::SchedResetOnFork,
-            LinuxSchedulerFlag::SchedFlagDLOverrun,
-        ];
-        own.contains(flag)
-    })
+    flags.any(is_respelled)
 }
 
 fn respell(config: &mut Value) {
     let flags = config.pointer_mut("/process/scheduler/flags");
     for flag in flags.into_iter().filter_map(Value::as_array_mut).flatten() {
         if let Some((_, own)) = RESPELLED.iter().find(|(theirs, _)| flag == theirs) {
-            *flag = Value::from(*own);
+            *flag = serde_json::json!(own);
         }
     }
 }

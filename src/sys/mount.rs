@@ -167,6 +167,17 @@ fn attach_at(mount: BorrowedFd, dir: BorrowedFd, path: &CStr, flags: c_uint) -> 
 
 /// Whether `file` is the root of a mount (statx with STATX_ATTR_MOUNT_ROOT, Linux 5.8).
 pub(crate) fn is_mounted(file: BorrowedFd) -> nix::Result<bool> {
+    Ok(about(file, 0)?.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0)
+}
+
+/// The numbers of the mount that `file` is on and of the file there (statx with STATX_MNT_ID, Linux 5.8). The same file may
+/// be seen through several mounts.
+pub(crate) fn place(file: BorrowedFd) -> nix::Result<(u64, u64)> {
+    let about = about(file, libc::STATX_INO | libc::STATX_MNT_ID)?;
+    Ok((about.stx_mnt_id, about.stx_ino))
+}
+
+fn about(file: BorrowedFd, wanted: u32) -> nix::Result<libc::statx> {
     // SAFETY: a structure of numbers, which the kernel fills.
     let mut about: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the path is null-terminated and only read, the structure is ours.
@@ -175,12 +186,11 @@ pub(crate) fn is_mounted(file: BorrowedFd) -> nix::Result<bool> {
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            0,
+            wanted,
             &raw mut about,
         )
     };
-    Errno::result(done)?;
-    Ok(about.stx_attributes & STATX_ATTR_MOUNT_ROOT != 0)
+    Errno::result(done).map(|_| about)
 }
 
 /// Change attributes or propagation of the mount behind `mount` (mount_setattr, Linux 5.12).

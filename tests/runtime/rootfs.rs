@@ -364,6 +364,19 @@ fn the_root_itself_may_be_one_of_the_read_only_paths() {
 }
 
 #[test]
+fn a_read_only_path_where_the_root_is_bound_again_is_not_the_root() {
+    requires!(root);
+    let bundle = asking(&["create:/x", "create:/self/y"], |c| {
+        c["root"]["readonly"] = json!(false);
+        mounts(c).push(json!({ "destination": "/self", "source": "rootfs", "options": ["bind"] }));
+        c["linux"]["readonlyPaths"] = json!(["/self"]);
+    });
+    let seen = see(&bundle);
+    assert_eq!(seen.errno("create:/self/y"), "EROFS");
+    seen.ok("create:/x");
+}
+
+#[test]
 fn a_read_only_path_behind_a_symlink_is_taken_inside_the_root() {
     requires!(container);
     let bundle = asking(&["create:/real/x"], |c| {
