@@ -153,14 +153,16 @@ impl Prepared {
         }
     }
 
-    /// Runs the hook with the container's state on its stdin (see [`State`]) and waits for its end.
+    /// Runs the hook with the container's state on its stdin (see [`State`]) and waits for its end. It is killed when the
+    /// process behind the pidfd `beside` ends: without it there is nothing to set up, and a hook that hangs would keep
+    /// `delete --force` waiting.
     ///
     /// Allocates nothing, also on failure, and may be called in a container's init under its seccomp filter.
     #[expect(
         clippy::result_large_err,
         reason = "a box would allocate, which the caller's place forbids"
     )]
-    pub(crate) fn run(&self, state: &[u8]) -> Result<(), HookFailure> {
+    pub(crate) fn run(&self, state: &[u8], beside: Option<BorrowedFd>) -> Result<(), HookFailure> {
         let (mut stdout, mut stderr) = (Captured::EMPTY, Captured::EMPTY);
         let files = self
             .output
@@ -168,10 +170,11 @@ impl Prepared {
             .each_ref()
             .map(|file| file.as_ref().map(|file| file.as_fd()));
         let captured = [&mut stdout, &mut stderr];
-        let cause = match spawn::run(&self.program, state, self.limit, files, captured) {
+        let cause = match spawn::run(&self.program, state, self.limit, beside, files, captured) {
             Ok(End::Exited(0)) => return Ok(()),
             Ok(End::Exited(status)) => Cause::Status(status),
             Ok(End::Signalled(signal)) => Cause::Signal(signal),
+            Ok(End::Abandoned) => Cause::Abandoned,
             Ok(End::TimedOut) => Cause::Timeout(self.limit.unwrap_or_default()),
             Ok(End::NotExecuted(errno)) => Cause::Refused("execve", errno),
             Err((step, errno)) => Cause::Refused(step, errno),
@@ -209,6 +212,7 @@ enum Cause {
     Status(i32),
     Signal(i32),
     Timeout(Duration),
+    Abandoned,
     Refused(&'static str, Errno),
 }
 
@@ -256,6 +260,7 @@ impl fmt::Display for HookFailure {
                     limit.as_secs()
                 )?;
             }
+            Cause::Abandoned => out.write_str("the container's process died meanwhile")?,
             Cause::Refused("execve", errno) => {
                 out.write_str("exec ")?;
                 write_lossy(out, self.path.bytes())?;
@@ -324,7 +329,7 @@ mod tests {
     fn failure(hook: HookBuilder) -> String {
         let hooks = [hook.build().unwrap()];
         Prepared::list("createRuntime", &hooks, &Output::default()).unwrap()[0]
-            .run(b"{}")
+            .run(b"{}", None)
             .unwrap_err()
             .to_string()
     }
@@ -361,7 +366,7 @@ mod tests {
             let mut hook = Prepared::list("startContainer", &hooks, &Output::default()).unwrap();
             let inherited: Vec<_> = inherited.iter().map(|line| (*line).to_owned()).collect();
             hook[0].inherit(&inherited);
-            hook[0].run(b"").unwrap_err().stderr.bytes().to_vec()
+            hook[0].run(b"", None).unwrap_err().stderr.bytes().to_vec()
         };
         assert_eq!(run(print(), &[]), b"unset unset\n");
         assert_eq!(run(print(), &[c"A=1"]), b"1 unset\n");
@@ -376,7 +381,7 @@ mod tests {
     fn text_is_cut_to_the_buffer_at_a_character() {
         let hooks = [hook("echo ää >&2; exit 1").build().unwrap()];
         let failure = Prepared::list("poststop", &hooks, &Output::default()).unwrap()[0]
-            .run(b"")
+            .run(b"", None)
             .unwrap_err();
         let whole = failure.to_string();
         let mut buffer = [0; 512];

@@ -36,7 +36,7 @@ pub(super) fn words(given: &Given, program: Program) -> ! {
         end(answer, &text);
     }
     for hook in &given.start_container {
-        if let Err(failure) = hook.run(&program.state) {
+        if let Err(failure) = hook.run(&program.state, None) {
             text.length = failure.render(&mut text.bytes);
             end(answer, &text);
         }

@@ -208,7 +208,7 @@ fn run_hooks(given: &Given) {
     }
     let state = (given.state)("creating", nix::unistd::getpid().as_raw());
     for hook in &given.create_container {
-        if let Err(failure) = hook.run(&state) {
+        if let Err(failure) = hook.run(&state, None) {
             let mut text = [0; 4096];
             let length = failure.render(&mut text);
             given

@@ -391,7 +391,7 @@ fn run_hooks(
     });
     for hook in Prepared::list(kind, hooks, &output)? {
         report::debug!("run a {kind} hook");
-        if let Err(failure) = hook.run(&state) {
+        if let Err(failure) = hook.run(&state, None) {
             errors.push(anyhow!(failure));
             if kind != "poststop" {
                 break;

@@ -484,7 +484,8 @@ fn converse(
                         false => "creating",
                     };
                     let state = (request.state)(status, launched.pid().as_raw());
-                    hook.run(&state)
+                    let process = launched.undo.process.as_ref();
+                    hook.run(&state, process.map(|process| process.pidfd.as_fd()))
                         .map_err(|failure| HookFailed(failure.to_string()))?;
                 }
                 go_on(launched.talk.hooked())?;

@@ -1,6 +1,6 @@
 //! A container's process that CRIU makes: the cgroup with its limits is made around CRIU, which is in it while it works.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -91,7 +91,8 @@ impl Restored {
                 true => "created",
                 false => "creating",
             };
-            hook.run(&state(status))
+            let process = self.undo.process.as_ref();
+            hook.run(&state(status), process.map(|process| process.pidfd.as_fd()))
                 .map_err(|failure| HookFailed(failure.to_string()))?;
         }
         Ok(())

@@ -80,6 +80,8 @@ pub(crate) enum End {
     Signalled(i32),
     /// It was still running at the time limit and was killed.
     TimedOut,
+    /// It was still running when the process that it was run for ended, and was killed.
+    Abandoned,
     /// execve(2) refused it.
     NotExecuted(Errno),
 }
@@ -87,7 +89,8 @@ pub(crate) enum End {
 /// The status of a child whose execve(2) was refused; the reason comes through its own pipe.
 const EXEC_REFUSED: i32 = 127;
 
-/// Runs `program` until it ends or `limit` has passed, with `input` on its stdin.
+/// Runs `program` until it ends, `limit` has passed, or the process behind the pidfd `beside` has ended, with `input` on its
+/// stdin.
 ///
 /// `files` take its stdout and stderr in the place of `captured`. The program gets fds 0-2 only, an empty signal mask and a
 /// default SIGPIPE. A program that does not read its input is no error. Output is taken until the program itself ends: what
@@ -96,6 +99,7 @@ pub(crate) fn run<const N: usize>(
     program: &Program,
     input: &[u8],
     limit: Option<Duration>,
+    beside: Option<BorrowedFd>,
     files: [Option<BorrowedFd>; 2],
     captured: [&mut Captured<N>; 2],
 ) -> Result<End, (&'static str, Errno)> {
@@ -124,15 +128,17 @@ pub(crate) fn run<const N: usize>(
     // While something is left to write, our own read end stays open: writing then never raises SIGPIPE.
     let input = (!rest.is_empty()).then_some((rest, in_read, in_write));
     let outputs = [out_read.as_fd(), err_read.as_fd()];
-    let attended = attend(&pidfd, input, outputs, deadline, captured);
+    let attended = attend(pidfd.as_fd(), beside, input, outputs, deadline, captured);
     if attended != Ok(Attended::Ended) {
         // Not reaped yet, so the pid is still its own. It must not outlive a runtime that can no longer watch it either.
         kill(pid, Signal::SIGKILL).map_err(|errno| ("kill", errno))?;
     }
     let status = reap(pid).map_err(|errno| ("wait4", errno))?;
     let attended = attended.map_err(|errno| ("poll", errno))?;
-    if attended == Attended::TimedOut {
-        return Ok(End::TimedOut);
+    match attended {
+        Attended::Ended => {}
+        Attended::TimedOut => return Ok(End::TimedOut),
+        Attended::Abandoned => return Ok(End::Abandoned),
     }
     if libc::WIFSIGNALED(status) {
         return Ok(End::Signalled(libc::WTERMSIG(status)));
@@ -160,11 +166,13 @@ fn feed<'a>(pipe: &OwnedFd, mut input: &'a [u8]) -> Result<&'a [u8], Errno> {
 enum Attended {
     Ended,
     TimedOut,
+    Abandoned,
 }
 
-/// Writes the rest of the input and reads the outputs until the process ends or the deadline passes.
+/// Writes the rest of the input and reads the outputs until the process ends, the one beside it does, or the deadline passes.
 fn attend<const N: usize>(
-    pidfd: &OwnedFd,
+    pidfd: BorrowedFd,
+    beside: Option<BorrowedFd>,
     mut input: Option<(&[u8], OwnedFd, OwnedFd)>,
     outputs: [BorrowedFd<'_>; 2],
     deadline: Option<Instant>,
@@ -188,6 +196,7 @@ fn attend<const N: usize>(
                 input.as_ref().map_or(-1, |(.., pipe)| pipe.as_raw_fd()),
                 libc::POLLOUT,
             ),
+            entry(beside.map_or(-1, |fd| fd.as_raw_fd()), libc::POLLIN),
         ];
         let timeout = match deadline {
             _ if ended => 0,
@@ -199,7 +208,7 @@ fn attend<const N: usize>(
             }
         };
         // SAFETY: the array is ours and its length is passed with it.
-        match Errno::result(unsafe { libc::poll(fds.as_mut_ptr(), 4, timeout) }) {
+        match Errno::result(unsafe { libc::poll(fds.as_mut_ptr(), 5, timeout) }) {
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno),
             Ok(0) if ended => return Ok(Attended::Ended),
@@ -225,6 +234,9 @@ fn attend<const N: usize>(
             if open == [false; 2] {
                 return Ok(Attended::Ended);
             }
+        }
+        if !ended && fds[4].revents != 0 {
+            return Ok(Attended::Abandoned);
         }
         // A program that writes without end would otherwise keep us from looking at the clock.
         if !ended && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -379,6 +391,7 @@ mod tests {
             &shell(script),
             input,
             limit,
+            None,
             [None, None],
             [&mut out, &mut err],
         )
@@ -434,6 +447,30 @@ mod tests {
     }
 
     #[test]
+    fn program_is_killed_when_the_process_beside_it_ends() {
+        let mut beside = std::process::Command::new("sleep")
+            .arg("0.3")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(beside.id().cast_signed());
+        let pidfd = crate::sys::pidfd::open(pid).unwrap();
+        let (mut out, mut err) = (Captured::<8>::EMPTY, Captured::EMPTY);
+        let mut run_beside = |script| {
+            run(
+                &shell(script),
+                b"",
+                None,
+                Some(pidfd.as_fd()),
+                [None, None],
+                [&mut out, &mut err],
+            )
+        };
+        assert_eq!(run_beside("exit 3"), Ok(End::Exited(3)));
+        assert_eq!(run_beside("exec sleep 60"), Ok(End::Abandoned));
+        beside.wait().unwrap();
+    }
+
+    #[test]
     fn child_left_behind_with_the_output_open_is_not_waited_for() {
         let begun = Instant::now();
         let (end, out, _) = run_shell("sleep 5 & echo done", b"", None);
@@ -447,7 +484,7 @@ mod tests {
         assert_eq!(run_shell("exit 127", b"", None).0, End::Exited(127));
         let absent = Program::new(CString::from(c"/no/such/hook"), vec![], vec![]);
         let (mut out, mut err) = (Captured::<8>::EMPTY, Captured::EMPTY);
-        let end = run(&absent, b"", None, [None, None], [&mut out, &mut err]);
+        let end = run(&absent, b"", None, None, [None, None], [&mut out, &mut err]);
         assert_eq!(end, Ok(End::NotExecuted(Errno::ENOENT)));
     }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{Bundle, Outcome, Verb, runtime};
+use crate::support::{Bundle, Outcome, Verb, eventually, runtime};
 
 /// How often each meeting is tried.
 const ROUNDS: usize = 12;
@@ -252,40 +252,37 @@ fn state_and_list_never_see_half_a_container() {
 }
 
 #[test]
-fn state_list_and_kill_do_not_wait_behind_a_hung_create() {
+fn nothing_waits_behind_a_hung_create_and_forced_delete_ends_it() {
     requires!(container);
     differs!("runc", "there is no state before create has ended");
     differs!("crun", "no status creating");
     let bundle = Bundle::sleeping();
+    let begun = bundle.beside("begun");
+    let script = format!("touch {}; exec sleep 1000", begun.display());
     bundle.edit(|c| {
-        c["hooks"] =
-            json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "1000"] }] });
+        c["hooks"] = json!({ "createRuntime": [{
+            "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"],
+        }] });
     });
     let hung = bundle.verb(["create", &bundle.id]).spawn();
-    let began = Instant::now();
-    let mut outcome = bundle.verb(["state", &bundle.id]).run();
-    while outcome.code() != 0 && began.elapsed() < Duration::from_secs(5) {
-        outcome = bundle.verb(["state", &bundle.id]).run();
-    }
-    assert_eq!(outcome.ok().json()["status"], json!("creating"));
-    let listed = bundle
-        .verb(["list", "-f", "json"])
-        .limit(Duration::from_secs(3))
-        .ok()
-        .json();
-    assert_eq!(listed[0]["status"], json!("creating"));
-    let killed = bundle
-        .verb(["kill", &bundle.id, "KILL"])
-        .limit(Duration::from_secs(3))
-        .run();
-    assert!([0, 1].contains(&killed.code()), "{killed}");
-    hung.signal(nix::sys::signal::Signal::SIGKILL);
-    assert_eq!(hung.wait().code(), 137);
-    bundle.delete_force();
-    // The hook was a child of the runtime that was killed, and is nobody's any more.
-    for (pid, _) in crate::support::leaks::processes(&bundle.id) {
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).ok();
-    }
+    assert!(eventually(|| begun.exists()), "the hook runs");
+    let asked = |arguments: &[&str]| {
+        let verb = bundle.verb(arguments);
+        verb.limit(Duration::from_secs(3)).run()
+    };
+    assert_eq!(
+        asked(&["state", &bundle.id]).ok().json()["status"],
+        json!("creating")
+    );
+    assert_eq!(
+        asked(&["list", "-f", "json"]).ok().json()[0]["status"],
+        json!("creating")
+    );
+    asked(&["kill", &bundle.id, "KILL"]).fails_with("container not running");
+    asked(&["delete", &bundle.id]).fails_with("that is not stopped: creating");
+    asked(&["delete", "--force", &bundle.id]).ok();
+    hung.wait()
+        .fails_with("error running createRuntime hook #0: the container's process died meanwhile");
     bundle.assert_nothing_left();
 }
 
