@@ -42,7 +42,7 @@ use nix::sys::uio::pread;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, fchown, fchownat, read, unlinkat, write};
 
 use crate::sys::errno::Words;
-use crate::sys::{bpf, fd, pidfd};
+use crate::sys::{attribute, bpf, pidfd};
 
 pub(crate) use devices::Devices;
 use files::Need;
@@ -350,14 +350,14 @@ impl Cgroup {
 
     /// Write on the cgroup whose it is. A path may be used by another container after this one has ended.
     pub(crate) fn claim(&self, owner: &str) {
-        let mark = |name| fd::set_attribute(self.dir.as_fd(), name, owner.as_bytes());
+        let mark = |name| attribute::set(self.dir.as_fd(), name, owner.as_bytes());
         // A kernel that keeps no such attribute leaves the cgroup unmarked, which is not to be taken for foreign.
         mark(OWNER).or_else(|_| mark(USERS_OWNER)).ok();
     }
 
     /// Whose it is, when that is written on it.
     pub(crate) fn owner(&self) -> Option<Vec<u8>> {
-        let mark = |name| fd::attribute(self.dir.as_fd(), name);
+        let mark = |name| attribute::get(self.dir.as_fd(), name);
         mark(OWNER).or_else(|_| mark(USERS_OWNER)).ok()
     }
 

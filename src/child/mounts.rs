@@ -17,7 +17,7 @@ use crate::handshake::Step;
 use crate::plan::Switch;
 use crate::plan::devices::{LINKS, Making, Node};
 use crate::plan::mounts::{Hierarchy, Link, MountOp, What, c_path, is_context};
-use crate::sys::fd::set_attribute;
+use crate::sys::attribute;
 use crate::sys::mount::{self, Change, Parameter, Reach, attr};
 use crate::sys::path::{
     Kind, ensure, ensure_link, ensure_unfollowed, file_type, open_beneath, open_in_root,
@@ -439,7 +439,7 @@ fn filesystem(
     if let (b"mqueue", Some(context)) = (kind.as_bytes(), &given.plan.selinux.mounts) {
         // An option for it is nothing that this file system knows.
         let labelled = open_in_root(mounted.as_fd(), Path::new("."), OFlag::O_RDONLY)
-            .and_then(|root| set_attribute(root.as_fd(), c"security.selinux", context.as_bytes()));
+            .and_then(|root| attribute::set(root.as_fd(), c"security.selinux", context.as_bytes()));
         given.check(labelled, Step::MountLabel, context);
     }
     if op.id_map.is_some() {

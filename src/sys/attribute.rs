@@ -55,6 +55,21 @@ pub(crate) fn get(file: BorrowedFd, name: &CStr) -> nix::Result<Vec<u8>> {
     }
 }
 
+/// Write the extended attribute `name` of the file behind `file` (fsetxattr(2)).
+pub(crate) fn set(file: BorrowedFd, name: &CStr, value: &[u8]) -> nix::Result<()> {
+    // SAFETY: the name is null-terminated, and pointer and length are those of one slice; both are only read.
+    let done = unsafe {
+        libc::fsetxattr(
+            file.as_raw_fd(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
 /// Remove the extended attribute `name` (fremovexattr(2)).
 pub(crate) fn remove(file: BorrowedFd, name: &CStr) -> nix::Result<()> {
     // SAFETY: the name is null-terminated and only read.

@@ -1,6 +1,5 @@
 //! Descriptors: the socket pair of the handshake, passing one over a socket, copying, and closing what is left.
 
-use std::ffi::CStr;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,27 +31,30 @@ pub(crate) fn seqpacket_pair() -> nix::Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn connect(path: &Path) -> nix::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    let name = path.as_os_str().as_bytes();
-    let mut directory = None;
-    let address = match name.strip_prefix(b"@") {
-        Some(name) => UnixAddr::new_abstract(name)?,
-        None => match UnixAddr::new(path) {
-            // An address has 107 bytes, a path may have more: its last part from a directory that is open.
-            Err(Errno::ENAMETOOLONG) => {
-                let above = path.parent().unwrap_or(Path::new("."));
-                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-                let directory = directory.insert(open(above, flags, Mode::empty())?);
-                let mut short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-                short.push(path.file_name().ok_or(Errno::EISDIR)?);
-                UnixAddr::new(&short)?
-            }
-            other => other?,
-        },
-    };
+    let (address, directory) = address(path)?;
     socket::connect(socket.as_raw_fd(), &address)?;
     drop(directory);
     fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok(socket.into())
+}
+
+/// The address of the socket at `path`, and a directory that has to stay open while it is used.
+fn address(path: &Path) -> nix::Result<(UnixAddr, Option<OwnedFd>)> {
+    if let Some(name) = path.as_os_str().as_bytes().strip_prefix(b"@") {
+        return Ok((UnixAddr::new_abstract(name)?, None));
+    }
+    match UnixAddr::new(path) {
+        // An address has 107 bytes, a path may have more: its last part from a directory that is open.
+        Err(Errno::ENAMETOOLONG) => {
+            let above = path.parent().unwrap_or(Path::new("."));
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let directory = open(above, flags, Mode::empty())?;
+            let mut short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+            short.push(path.file_name().ok_or(Errno::EISDIR)?);
+            Ok((UnixAddr::new(&short)?, Some(directory)))
+        }
+        address => Ok((address?, None)),
+    }
 }
 
 /// Send `data`, with the descriptors `fds` attached when there are any: how much of it went, which is all of it unless the
@@ -117,38 +119,6 @@ pub(crate) fn standard(number: RawFd) -> BorrowedFd<'static> {
     assert!((0..=2).contains(&number), "not a standard descriptor");
     // SAFETY: 0 to 2 are opened before main (Rust's runtime sees to it) and never closed.
     unsafe { BorrowedFd::borrow_raw(number) }
-}
-
-/// Write the extended attribute `name` of the file behind `file` (fsetxattr(2)).
-pub(crate) fn set_attribute(file: BorrowedFd, name: &CStr, value: &[u8]) -> nix::Result<()> {
-    // SAFETY: the name is null-terminated, and pointer and length are those of one slice; both are only read.
-    let done = unsafe {
-        libc::fsetxattr(
-            file.as_raw_fd(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    Errno::result(done).map(drop)
-}
-
-/// Read the extended attribute `name`, of at most 512 bytes (fgetxattr(2)).
-pub(crate) fn attribute(file: BorrowedFd, name: &CStr) -> nix::Result<Vec<u8>> {
-    let mut value = vec![0u8; 512];
-    // SAFETY: the kernel writes at most as many bytes as the buffer has.
-    let length = unsafe {
-        libc::fgetxattr(
-            file.as_raw_fd(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    let length = Errno::result(length)?;
-    value.truncate(usize::try_from(length).unwrap_or(0));
-    Ok(value)
 }
 
 /// write(2) as it is: no retry, no allocation; for the sealed zone before execve.

@@ -7,7 +7,10 @@
 
 #[cfg(debug_assertions)]
 pub(crate) mod alloc_guard;
-#[cfg(feature = "image")]
+#[cfg_attr(
+    not(feature = "image"),
+    expect(dead_code, reason = "the bare runtime only reads and writes them")
+)]
 pub(crate) mod attribute;
 pub(crate) mod bpf;
 #[cfg(target_arch = "x86_64")]

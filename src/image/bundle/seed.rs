@@ -14,7 +14,6 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, fchown, fchownat, linkat, mkfifoat, symlinkat};
 
 use crate::sys::attribute;
-use crate::sys::fd::set_attribute;
 use crate::sys::holes::copy_with_holes;
 use crate::sys::path::{file_type, open_beneath};
 
@@ -127,7 +126,7 @@ fn dress(from: BorrowedFd, to: BorrowedFd, stat: &FileStat) -> Result<()> {
     for name in names.iter().filter(|name| is_kept(name)) {
         let context = || format!("attribute {}", name.to_string_lossy());
         let value = attribute::get(from, name).with_context(context)?;
-        set_attribute(to, name, &value).with_context(context)?;
+        attribute::set(to, name, &value).with_context(context)?;
     }
     let place = format!("/proc/self/fd/{}", to.as_raw_fd());
     let (accessed, modified) = times(stat);
@@ -188,7 +187,7 @@ mod tests {
             .write(true)
             .open(source.join("dir/file"))
             .unwrap();
-        set_attribute(file.as_fd(), c"user.note", b"kept").unwrap();
+        attribute::set(file.as_fd(), c"user.note", b"kept").unwrap();
         let past = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         for path in [source.join("dir/file"), source.join("dir")] {
             File::open(path).unwrap().set_modified(past).unwrap();

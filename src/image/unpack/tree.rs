@@ -18,7 +18,6 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fsync, unlinkat};
 
 use crate::sys::attribute;
-use crate::sys::fd::set_attribute;
 use crate::sys::path::file_type;
 
 use super::Options;
@@ -438,7 +437,7 @@ impl<'t> Tree<'t> {
             if name.as_c_str() == c"system.posix_acl_default" {
                 self.lists_inherited = true;
             }
-            let done = set_attribute(fd, name, value);
+            let done = attribute::set(fd, name, value);
             self.tolerate(done, name)?;
         }
         Ok(())
@@ -514,7 +513,7 @@ impl<'t> Tree<'t> {
             return Ok(());
         };
         let top = self.top();
-        set_attribute(top.fd.as_fd(), mark, b"y").context("mark the directory opaque")?;
+        attribute::set(top.fd.as_fd(), mark, b"y").context("mark the directory opaque")?;
         let mut path = self.real_path(b"");
         if let (Some(touched), Some(top)) = (&self.touched, self.frames.last()) {
             let dir = top.fd.as_fd();
