@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
-use super::{Cgroup, Events, is_gone, open_file, read_long};
+use super::{Cgroup, Events, is_gone, open_file, processes_of, read_long};
 
 /// No limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -354,7 +354,11 @@ impl Cgroup {
             cpu: Cpu::read(&all("cpu.stat")?, text("cpu.pressure")?.as_deref()),
             memory: Memory::of(&memory),
             pids: Pids {
-                current: number("pids.current")?.unwrap_or(0),
+                current: match number("pids.current")? {
+                    Some(current) => current,
+                    // COMPAT: without the controller they are counted.
+                    None => processes_of(&self.dir).map_or(0, |all| all.len() as u64),
+                },
                 limit: number("pids.max")?
                     .filter(|&limit| limit != UNLIMITED)
                     .unwrap_or(0),

@@ -35,8 +35,11 @@ use crate::handshake::{ChildEnd, Step};
 use crate::hooks::Prepared;
 use crate::plan::Plan;
 use crate::plan::seccomp::Filter;
-use crate::sys::fd::close_foreign;
+use crate::sys::fd::{close_foreign, install};
 use crate::sys::process::{CloneFlags, exit_now};
+
+/// What the payload gets in the place of the caller's standard streams, of each that it is not to have itself.
+pub(crate) type Stdio = [Option<OwnedFd>; 3];
 
 /// What the child is given besides the plan: all that the parent opened or made for it.
 pub(crate) struct Given<'a> {
@@ -45,6 +48,7 @@ pub(crate) struct Given<'a> {
     /// end of the conversation, and the lock of the state directory; and the user namespaces of id-mapped mounts.
     pub(crate) parents_own: Vec<RawFd>,
     pub(crate) talk: ChildEnd,
+    pub(crate) streams: Option<&'a Stdio>,
     /// Whether the parent has to act before anything else: write the id maps, or place the process in its cgroup.
     pub(crate) wait_mapped: bool,
     /// Namespaces that the clone did not make.
@@ -92,6 +96,7 @@ impl<'a> Given<'a> {
             plan,
             parents_own,
             talk,
+            streams: None,
             wait_mapped: false,
             unshare: 0,
             joins: init.into_iter().collect(),
@@ -134,6 +139,7 @@ impl Given<'_> {
 /// Become the container's process.
 pub(crate) fn main(given: &mut Given) -> ! {
     given.parents_own.drain(..).for_each(close_foreign);
+    streams(given);
     enter::die_with_parent();
     // Modes are given as they are meant; the payload's own mask comes last.
     umask(Mode::empty());
@@ -172,6 +178,7 @@ pub(crate) fn main(given: &mut Given) -> ! {
 /// Become one more process of a running container.
 pub(crate) fn join(given: &mut Given) -> ! {
     given.parents_own.drain(..).for_each(close_foreign);
+    streams(given);
     enter::die_with_parent();
     umask(Mode::empty());
     privileges::confine_from_outside(given);
@@ -200,6 +207,15 @@ pub(crate) fn change_mounts(given: &mut Given, come: bool) -> ! {
     }
     given.talk.ready_and_wait(None).ok();
     exit_now(0)
+}
+
+/// Take the streams that are given for those of the caller.
+fn streams(given: &Given) {
+    for (number, stream) in (0..).zip(given.streams.into_iter().flatten()) {
+        if let Some(stream) = stream {
+            given.check(install(stream.as_fd(), number), Step::Stdio, "dup2");
+        }
+    }
 }
 
 fn run_hooks(given: &Given) {

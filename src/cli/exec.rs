@@ -13,11 +13,12 @@ const OWN_FAILURE: u8 = 255;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Exec {
-    /// Socket that is sent the master of the process's terminal; from the container's bundle, or @NAME for an abstract one
+    /// Socket that is sent the master of the process's terminal; from the container's bundle (with --process: from here), or @NAME for an
+    /// abstract one
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
 
-    /// Socket that is sent a pidfd of the process; from the container's bundle, or @NAME for an abstract one
+    /// Socket that is sent a pidfd of the process; from the container's bundle (with --process: from here), or @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     pidfd_socket: Option<PathBuf>,
 
@@ -101,7 +102,7 @@ impl Exec {
                 cwd: self.cwd,
                 env: self.env,
                 terminal: self.tty,
-                user: given(self.user).as_deref().map(parse_user).transpose()?,
+                user: self.user.as_deref().map(parse_user).transpose()?,
                 additional_gids: self.additional_gids,
                 selinux_label: given(self.process_label),
                 apparmor: given(self.apparmor),

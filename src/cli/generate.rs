@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Command};
 use clap_complete::Shell;
 
 use super::{Count, Global, Verb, whole_tree};
@@ -56,8 +58,34 @@ fn manual_pages(directory: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Options with few values, by their long names, and what they are. The verbs parse them with runc's messages, so that the
+/// definitions do not hold them.
+const VALUES: [(&str, &[&str]); 7] = [
+    ("cgroup-manager", &["cgroupfs", "systemd", "disabled"]),
+    ("format", &["table", "json"]),
+    ("log-format", &["text", "json"]),
+    ("log-level", &["error", "warning", "debug"]),
+    ("manage-cgroups-mode", &["soft", "full", "strict", "ignore"]),
+    ("network-lock", &["iptables", "nftables", "skip"]),
+    ("rootless", &["true", "false", "auto"]),
+];
+
+/// The definition with the values that a shell can offer.
+fn offering(command: Command) -> Command {
+    let values = |arg: &Arg| {
+        let long = arg.get_long()?;
+        VALUES.iter().find(|(name, _)| *name == long)
+    };
+    command
+        .mut_args(|arg| match values(&arg) {
+            Some((_, values)) => arg.value_parser(PossibleValuesParser::new(*values)),
+            None => arg,
+        })
+        .mut_subcommands(offering)
+}
+
 fn completions(directory: &Path) -> Result<()> {
-    let mut tree = whole_tree();
+    let mut tree = offering(whole_tree());
     for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
         clap_complete::generate_to(shell, &mut tree, "pelagos", directory)?;
     }
@@ -97,6 +125,11 @@ mod tests {
             for verb in whole_tree().get_subcommands() {
                 assert!(text.contains(verb.get_name()), "{name}");
             }
+        }
+        let bash = read(directory.path(), "pelagos.bash");
+        for (_, values) in VALUES {
+            let offered = format!("compgen -W \"{}\"", values.join(" "));
+            assert!(bash.contains(&offered), "{offered}");
         }
     }
 }

@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
 
+use super::copying;
 use super::foreground::{self, Signals};
 use super::readiness::{self, Relay};
 use super::state::{
@@ -27,7 +28,8 @@ use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
 use crate::hooks;
 use crate::idmap::{self, Maps, Range};
-use crate::launch::{self, HookFailed, Launched, Request};
+
+use crate::launch::{self, HookFailed, Launched, Request, Stdio};
 use crate::plan::host::Host;
 use crate::plan::{Options, Plan};
 use crate::report::{self, debug};
@@ -40,7 +42,7 @@ use crate::sys::{fd, seal};
 /// One line that names the field, path or step; nothing is left behind.
 pub(crate) fn create(options: &CreateOptions) -> Result<()> {
     let draft = ManuallyDrop::new(Draft::new(options, true)?);
-    let made = draft.make(Word::Later)?;
+    let made = draft.make(Word::Later, &Stdio::default())?;
     made.launched.keep();
     Ok(())
 }
@@ -56,17 +58,23 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     } else {
         Some(attend(options)?)
     };
+    let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
+        true => Default::default(),
+        false => copying::pipes()?,
+    };
     let Made {
         locked,
         record,
         mut launched,
         relay,
-    } = draft.make(Word::Now)?;
+    } = draft.make(Word::Now, &streams)?;
+    // Or their end would never be seen.
+    drop(streams);
     let console = launched.console.take().map(|(master, _)| master);
     let pid = launched.pid();
     let (talk, pidfd) = launched.keep();
     if let (Some(master), Some(_)) = (&console, &signals) {
-        foreground::fit(master.as_fd());
+        copying::fit(master.as_fd());
     }
     if let Err(error) = start(&talk, &record) {
         return Err(match destroy(locked, &record) {
@@ -82,11 +90,15 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
         }
         return Ok(0);
     };
-    let code = foreground::wait(pid, pidfd, console, &signals, relay.as_ref())?;
-    if !options.keep {
-        clean_up(&options.create)?;
-    }
-    Ok(code)
+    let copying = copying.with_terminal(console)?;
+    let ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
+    // What it has left behind ends here, and with it the last writers to its streams.
+    let cleaned = match options.keep {
+        true => Ok(()),
+        false => clean_up(&options.create),
+    };
+    let code = ended.code(&signals);
+    cleaned.map(|()| code)
 }
 
 /// Be ready for what the payload and the terminal will tell.
@@ -241,7 +253,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Make the container, up to the point where only the word to start is missing.
-    fn make(&self, word: Word) -> Result<Made> {
+    fn make(&self, word: Word, streams: &Stdio) -> Result<Made> {
         let cache = launch::cache_directory(&self.options.root);
         let linux = self.bundle.spec.linux().as_ref();
         let profile = linux.and_then(|linux| linux.seccomp().as_ref());
@@ -263,6 +275,7 @@ impl<'a> Draft<'a> {
             rootless: self.rootless,
             lock: dir.as_fd(),
             mark: &record.mark(),
+            streams,
         };
         // ORDER: before the first side effect, so that `delete --force` finds its traces after a SIGKILL.
         dir.save(&record)?;
@@ -277,7 +290,9 @@ impl<'a> Draft<'a> {
             dir.freeze_config(&self.bundle.raw)
         })
         .map_err(|error| self.after_failure(error, &record))?;
-        self.put_on_record(dir, &mut record, &launched)?;
+        self.put_on_record(dir, &mut record, &launched, streams)?;
+        // COMPAT: runc's words for this stage.
+        debug!("init: closing the pipe to signal completion");
         // The child, told that the parent is gone, would end; told that it is on record it waits for its start.
         if let Err(errno) = launched.talk.saved() {
             bail!("unable to start container process: the container's process died: {errno}");
@@ -291,13 +306,19 @@ impl<'a> Draft<'a> {
     }
 
     /// Hand over what callers wait for, and write down that the container exists.
-    fn put_on_record(&self, dir: &Locked, record: &mut Record, launched: &Launched) -> Result<()> {
+    fn put_on_record(
+        &self,
+        dir: &Locked,
+        record: &mut Record,
+        launched: &Launched,
+        streams: &Stdio,
+    ) -> Result<()> {
         if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
             fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()])
                 .context("send the terminal to the console socket")?;
         }
         let (pid, pidfd) = (launched.pid(), launched.pidfd());
-        self.put_process_on_record(dir, record, (pid, pidfd), launched.has_cgroup())
+        self.put_process_on_record(dir, record, (pid, pidfd), launched.has_cgroup(), streams)
     }
 
     /// The same for the process alone, which may have come to be in another way.
@@ -307,6 +328,7 @@ impl<'a> Draft<'a> {
         record: &mut Record,
         (pid, pidfd): (Pid, BorrowedFd),
         has_cgroup: bool,
+        streams: &Stdio,
     ) -> Result<()> {
         for socket in &self.pidfd_sockets {
             fd::send(socket.as_fd(), b"standard", &[pidfd.as_raw_fd()])
@@ -316,8 +338,10 @@ impl<'a> Draft<'a> {
         record.init_process_pid = pid.as_raw();
         record.init_process_start = stat.start;
         record.namespace_paths = namespace_paths(pid);
-        record.external_descriptors = (0..=2)
-            .map(|number| link(&format!("/proc/self/fd/{number}")))
+        record.external_descriptors = (0..)
+            .zip(streams)
+            .map(|(number, stream)| stream.as_ref().map_or(number, AsRawFd::as_raw_fd))
+            .map(|fd| link(&format!("/proc/self/fd/{fd}")))
             .collect();
         if !has_cgroup {
             record.cgroup = None;
@@ -546,9 +570,9 @@ pub(super) fn inherited_fds(listen: u32, preserve: u32) -> Result<u32> {
         .checked_add(preserve)
         .context("--preserve-fds: too many descriptors")?;
     for number in 3..3u32.saturating_add(all) {
-        if !i32::try_from(number).is_ok_and(fd::is_open) {
+        if !i32::try_from(number).is_ok_and(fd::is_inherited) {
             bail!(
-                "unable to stat preserved-fd {number}: no such descriptor is open (--preserve-fds {preserve}, LISTEN_FDS {listen})"
+                "unable to stat preserved-fd {number}: no such descriptor was passed (--preserve-fds {preserve}, LISTEN_FDS {listen})"
             );
         }
     }

@@ -19,13 +19,14 @@ use oci_spec::runtime::{
     Capabilities, LinuxCapabilities, LinuxNamespaceType as Kind, Process, User,
 };
 
+use super::copying;
 use super::create::{check_terminal, connect, inherited_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
 use super::{Container, Fault, Id, open_cgroup, read_input};
 use crate::cgroup::{self, Cgroup, Hierarchy, Resctrl};
 use crate::hooks;
-use crate::launch::{self, Joining, Launched};
+use crate::launch::{self, Joining, Launched, Stdio};
 use crate::plan::host::Host;
 use crate::plan::namespaces::Namespaces;
 use crate::plan::{Options, Plan};
@@ -96,9 +97,17 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
         true => None,
         false => Some(foreground::block_signals()?),
     };
-    let mut launched = draft.make().map_err(|error| ended(&draft.record, error))?;
+    let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
+        true => Default::default(),
+        false => copying::pipes()?,
+    };
+    let mut launched = draft
+        .make(&streams)
+        .map_err(|error| ended(&draft.record, error))?;
+    // Or their end would never be seen.
+    drop(streams);
     if let (Some((master, _)), Some(_)) = (&launched.console, &signals) {
-        foreground::fit(master.as_fd());
+        copying::fit(master.as_fd());
     }
     start(&launched)?;
     if let Some(path) = &options.pid_file {
@@ -108,10 +117,10 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
     let pid = launched.pid();
     debug!("process {pid} runs in container {}", options.id);
     let (_, pidfd) = launched.keep();
-    match signals {
-        None => Ok(0),
-        Some(signals) => foreground::wait(pid, pidfd, console, &signals, None),
-    }
+    let Some(signals) = signals else { return Ok(0) };
+    let copying = copying.with_terminal(console)?;
+    let ended = foreground::wait(pid, pidfd, copying, &signals, None)?;
+    Ok(ended.code(&signals))
 }
 
 /// Let the process begin.
@@ -185,8 +194,12 @@ impl<'a> Draft<'a> {
         for warning in bundle.warnings.iter().chain(&plan.warnings) {
             report::warn(format_args!("{warning}"));
         }
-        let to_socket =
-            |path: &Option<PathBuf>, what| connect(&record.bundle, path.as_deref(), what);
+        // COMPAT: runc goes into the bundle only to read the configuration.
+        let base = match &options.wanted {
+            Wanted::File(_) => Path::new(""),
+            Wanted::Changed(_) => &record.bundle,
+        };
+        let to_socket = |path: &Option<PathBuf>, what| connect(base, path.as_deref(), what);
         let linux = bundle.spec.linux().as_ref();
         let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
         Ok(Self {
@@ -201,7 +214,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Make the process, up to the point where only the word to start is missing, and hand over what callers wait for.
-    fn make(&self) -> Result<Launched> {
+    fn make(&self, streams: &Stdio) -> Result<Launched> {
         let profile = self.bundle.spec.linux().as_ref();
         let profile = profile.and_then(|linux| linux.seccomp().as_ref());
         let cache = launch::cache_directory(&self.options.root);
@@ -238,6 +251,7 @@ impl<'a> Draft<'a> {
             class,
             lenient: self.record.rootless,
             state: &state,
+            streams,
         })?;
         if let (Some(socket), Some((master, slave))) = (&self.console, &launched.console) {
             fd::send(socket.as_fd(), slave.as_bytes(), &[master.as_raw_fd()])
@@ -331,7 +345,7 @@ fn describe(bundle: &mut Bundle, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// COMPAT: what a process file does not say, the container's configuration does.
+/// What a process file does not say, the container's configuration does. COMPAT: with runc that is all but the limits.
 fn inherit(process: &mut Process, containers: Option<&Process>) {
     let Some(containers) = containers else { return };
     if process.user().umask().is_none() {

@@ -1,21 +1,18 @@
-//! A command that stays with its payload: signals passed on, the terminal copied, orphans reaped, the exit code.
+//! A command that stays with its payload: signals passed on, its streams copied, orphans reaped, the exit code.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::{Pid, isatty, read, write};
+use nix::unistd::Pid;
 
+use super::copying::Copying;
 use super::readiness::Relay;
-use crate::sys::fd::standard;
-use crate::sys::{pidfd, pty, spawn};
+use crate::sys::{pidfd, spawn};
 
 /// The blocked signals of this process, to be read one by one.
 #[derive(Debug)]
@@ -45,20 +42,25 @@ pub(crate) fn block_signals() -> Result<Signals> {
         .context("open signalfd")
 }
 
-/// Waits for the payload `pid`, which must be a child of this process, and returns its exit code, 128+n for signal n.
+/// A payload that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    code: u8,
+    copying: Copying,
+}
+
+/// Waits for the payload `pid`, which must be a child of this process.
 ///
-/// Every signal but CHLD and WINCH is passed on to it. With `console`, the pty's master, our standard streams and the pty
-/// are copied to each other, our terminal is raw meanwhile, and WINCH carries its size over. All ended children of this
-/// process are reaped, so a subreaper leaves no zombies. With `relay`, the service manager hears when the payload is ready;
-/// this process is the main one for it, since it stays.
+/// Every signal but CHLD and WINCH is passed on to it; WINCH carries the size of our terminal over to its own. All ended
+/// children of this process are reaped, so a subreaper leaves no zombies. With `relay`, the service manager hears when the
+/// payload is ready; this process is the main one for it, since it stays.
 pub(crate) fn wait(
     pid: Pid,
     pidfd: OwnedFd,
-    console: Option<OwnedFd>,
+    mut copying: Copying,
     signals: &Signals,
     mut relay: Option<&Relay>,
-) -> Result<u8> {
-    let mut console = console.map(Console::new).transpose()?;
+) -> Result<Ended> {
     let mut dead = false;
     loop {
         // ORDER: before the poll. A child that ended earlier may have left no event to wake up for.
@@ -68,42 +70,61 @@ pub(crate) fn wait(
             code => code,
         };
         if let Some(code) = code {
-            if let Some(console) = &mut console {
-                console.drain();
-            }
-            return Ok(code);
+            copying.drain_terminal();
+            return Ok(Ended { code, copying });
         }
         let mut fds = vec![
             PollFd::new(signals.0.as_fd(), PollFlags::POLLIN),
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
         ];
-        let streams = console.as_ref().map_or(Vec::new(), Console::streams);
-        fds.extend(streams.iter().map(|(_, fd)| fd.clone()));
         if let Some(relay) = relay {
             fds.push(PollFd::new(relay.as_fd(), PollFlags::POLLIN));
         }
+        let own = fds.len();
+        fds.extend(copying.wanted());
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             other => other.context("wait for the payload")?,
         };
         let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
-        let streams: Vec<Stream> = streams.iter().map(|(stream, _)| *stream).collect();
         dead = ready[1];
         if ready[0] {
-            pass_on(signals, &pidfd, console.as_ref())?;
+            pass_on(signals, &pidfd, &copying)?;
         }
-        if let Some(console) = &mut console {
-            for (stream, _) in streams
-                .into_iter()
-                .zip(&ready[2..])
-                .filter(|(_, ready)| **ready)
-            {
-                console.copy(stream);
-            }
-        }
+        copying.go_on(&ready[own..]);
         // This process is the main one, and stays: nobody has to wait until that is taken.
         if relay.is_some_and(|relay| relay.pass_on(Pid::this().as_raw()).is_break()) {
             relay = None;
+        }
+    }
+}
+
+impl Ended {
+    /// The payload's exit code, 128+n for signal n, when all that it and its children have written is copied.
+    ///
+    /// COMPAT: as with runc that lasts until nobody has the payload's pipes any more. Unlike there a signal that asks a program
+    /// to end cuts it short.
+    pub(crate) fn code(mut self, signals: &Signals) -> u8 {
+        self.copying.hear_out();
+        loop {
+            let mut fds = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.copying.wanted());
+            if fds.len() == 1 {
+                return self.code;
+            }
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                Err(_) => return self.code,
+                Ok(_) => {}
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+            while let Ok(Some(signal)) = signals.0.read_signal() {
+                let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+                if let libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM = number {
+                    return self.code;
+                }
+            }
+            self.copying.go_on(&ready[1..]);
         }
     }
 }
@@ -123,15 +144,13 @@ fn reap(payload: Pid) -> Result<Option<u8>> {
     }
 }
 
-fn pass_on(signals: &Signals, payload: &OwnedFd, console: Option<&Console>) -> Result<()> {
+fn pass_on(signals: &Signals, payload: &OwnedFd, copying: &Copying) -> Result<()> {
     while let Some(signal) = signals.0.read_signal().context("read signals")? {
         match i32::try_from(signal.ssi_signo).unwrap_or(0) {
             libc::SIGCHLD => {}
-            libc::SIGWINCH => {
-                if let Some(console) = console {
-                    follow(console.master.as_fd());
-                }
-            }
+            // The kernel's word on a write of ours that nobody reads.
+            libc::SIGPIPE if signal.ssi_pid == std::process::id() => {}
+            libc::SIGWINCH => copying.follow(),
             number => match pidfd::send_signal(payload, number) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 // A signal that may not be passed on is no reason to leave the payload alone.
@@ -140,209 +159,4 @@ fn pass_on(signals: &Signals, payload: &OwnedFd, console: Option<&Console>) -> R
         }
     }
     Ok(())
-}
-
-/// The pty's master and what is on its way through it.
-struct Console {
-    master: OwnedFd,
-    /// Ours, raw until dropped.
-    _raw: Option<RawTerminal>,
-    to_payload: Vec<u8>,
-    to_us: Vec<u8>,
-    /// Our stdin has not ended.
-    input: bool,
-    /// The payload's side has not ended.
-    output: bool,
-}
-
-/// Without output for this long after the payload's end, in milliseconds, nothing more is expected.
-const QUIET_MS: u8 = 200;
-/// Several times of what a pty holds (13824 bytes on Linux 6.18): what comes after that much was written by others.
-const HELD: usize = 64 << 10;
-/// So was what is still waited for after all this time.
-const LINGERING: Duration = Duration::from_secs(2);
-/// How much is read at once, and the most that a write may find no room for. A pipe that polls writable takes a page.
-const CHUNK: usize = 4096;
-
-/// Give the pty behind `master` the size of our terminal, if we have one.
-pub(super) fn follow(master: BorrowedFd) {
-    if let Some(terminal) = terminal()
-        && let Ok(size) = pty::window_size(terminal)
-    {
-        pty::set_window_size(master, size).ok();
-    }
-}
-
-/// The same where the configuration has named no size. ORDER: before the payload may look.
-pub(super) fn fit(master: BorrowedFd) {
-    if pty::window_size(master) == Ok(pty::WindowSize::default()) {
-        follow(master);
-    }
-}
-
-/// The first standard stream that is a terminal.
-fn terminal() -> Option<BorrowedFd<'static>> {
-    let mut streams = [0, 1, 2].map(standard).into_iter();
-    streams.find(|stream| isatty(stream).unwrap_or(false))
-}
-
-impl Console {
-    fn new(master: OwnedFd) -> Result<Self> {
-        // Ours alone, unlike the standard streams, whose flags other processes share.
-        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("set up console")?;
-        Ok(Self {
-            master,
-            _raw: RawTerminal::new()?,
-            to_payload: Vec::new(),
-            to_us: Vec::new(),
-            input: true,
-            output: true,
-        })
-    }
-
-    /// What to poll for. A stream of which nothing is wanted is left out: poll(2) reports a hangup unasked, over and over.
-    fn streams(&self) -> Vec<(Stream, PollFd<'_>)> {
-        let mut streams = Vec::with_capacity(3);
-        if self.input && self.to_payload.is_empty() {
-            streams.push((Stream::Input, PollFd::new(standard(0), PollFlags::POLLIN)));
-        }
-        if !self.to_us.is_empty() {
-            streams.push((Stream::Output, PollFd::new(standard(1), PollFlags::POLLOUT)));
-        }
-        let mut master = PollFlags::empty();
-        if self.to_us.is_empty() {
-            master |= PollFlags::POLLIN;
-        }
-        if !self.to_payload.is_empty() {
-            master |= PollFlags::POLLOUT;
-        }
-        if self.output && !master.is_empty() {
-            streams.push((Stream::Master, PollFd::new(self.master.as_fd(), master)));
-        }
-        streams
-    }
-
-    /// Moves what can be moved at one stream that is ready.
-    fn copy(&mut self, stream: Stream) {
-        match stream {
-            Stream::Input => match read_chunk(standard(0)) {
-                Some(chunk) if chunk.is_empty() => self.input = false,
-                Some(chunk) => self.to_payload = chunk,
-                None => {}
-            },
-            Stream::Output => self.write_out(),
-            Stream::Master => {
-                self.write_in();
-                if self.to_us.is_empty() {
-                    match read_chunk(self.master.as_fd()) {
-                        // EIO: the last process has closed the pty.
-                        Some(chunk) if chunk.is_empty() => self.output = false,
-                        Some(chunk) => self.to_us = chunk,
-                        None => {}
-                    }
-                }
-            }
-        }
-    }
-
-    fn write_in(&mut self) {
-        if self.to_payload.is_empty() {
-            return;
-        }
-        match write(&self.master, &self.to_payload) {
-            Ok(length) => drop(self.to_payload.drain(..length)),
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // Nobody is left to read it.
-            Err(_) => self.to_payload.clear(),
-        }
-    }
-
-    fn write_out(&mut self) {
-        match write(standard(1), &self.to_us) {
-            Ok(length) => drop(self.to_us.drain(..length)),
-            Err(Errno::EAGAIN | Errno::EINTR) => {}
-            // Our reader is gone; the payload must not block on that.
-            Err(_) => self.to_us.clear(),
-        }
-    }
-
-    /// After the payload's death: what it wrote last. Ends when the pty does, or, where others hold it open, after a pause
-    /// without output (the kernel hands the last bytes over from a work queue), and in any case when no more can be the
-    /// payload's. However slow our reader is, it gets all of that.
-    fn drain(&mut self) {
-        let (mut left, mut patience) = (HELD, LINGERING);
-        self.flush();
-        while self.output && left > 0 && !patience.is_zero() {
-            let begun = Instant::now();
-            let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, QUIET_MS) {
-                Ok(0) => return,
-                Ok(_) => self.copy(Stream::Master),
-                Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-            patience = patience.saturating_sub(begun.elapsed());
-            left = left.saturating_sub(self.to_us.len());
-            self.flush();
-        }
-    }
-
-    /// Write out what was read.
-    fn flush(&mut self) {
-        while !self.to_us.is_empty() {
-            let mut fds = [PollFd::new(standard(1), PollFlags::POLLOUT)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) => self.write_out(),
-                Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-/// One side of the copying.
-#[derive(Clone, Copy)]
-enum Stream {
-    Input,
-    Output,
-    Master,
-}
-
-/// One read: empty at the end of the stream, none when it has to be tried again.
-fn read_chunk(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
-    let mut chunk = vec![0; CHUNK];
-    match read(fd, &mut chunk) {
-        Ok(length) => {
-            chunk.truncate(length);
-            Some(chunk)
-        }
-        Err(Errno::EAGAIN | Errno::EINTR) => None,
-        Err(_) => Some(Vec::new()),
-    }
-}
-
-/// Our own terminal in raw mode; dropped, it is as it was.
-struct RawTerminal {
-    fd: BorrowedFd<'static>,
-    before: Termios,
-}
-
-impl RawTerminal {
-    /// None when no standard stream is a terminal.
-    fn new() -> Result<Option<Self>> {
-        let Some(fd) = terminal() else {
-            return Ok(None);
-        };
-        let before = tcgetattr(fd).context("read terminal settings")?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(fd, SetArg::TCSANOW, &raw).context("set terminal to raw mode")?;
-        Ok(Some(Self { fd, before }))
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        tcsetattr(self.fd, SetArg::TCSANOW, &self.before).ok();
-    }
 }

@@ -21,6 +21,7 @@
 //! lock, so a create that hangs holds up none of them. Status is never stored (`state.rs` derives it).
 
 mod checkpoint;
+mod copying;
 mod create;
 mod exec;
 pub(crate) mod foreground;

@@ -19,12 +19,13 @@ use super::RunOptions;
 use super::checkpoint::{
     DESCRIPTORS, Images, NET, NULL, Open, PID, external_mounts, mount_name, needs_root,
 };
+use super::copying::{self, Copying};
 use super::create::{Claim, Draft, clean_up};
 use super::foreground;
 use super::readiness;
 use super::state::Locked;
 use crate::criu::{self, Ask, CHANGES_LABELS, Notice, Options, Streams, Switch, Worker};
-use crate::launch::{self, Request, Restored};
+use crate::launch::{self, Request, Restored, Stdio};
 use crate::plan::Plan;
 use crate::plan::mounts::{Link, What, c_path};
 use crate::plan::namespaces::name;
@@ -77,13 +78,14 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
     if let Some(master) = &console {
-        foreground::follow(master.as_fd());
+        copying::follow(master.as_fd());
     }
-    let code = foreground::wait(pid, pidfd, console, &signals, None)?;
+    let copying = Copying::default().with_terminal(console)?;
+    let ended = foreground::wait(pid, pidfd, copying, &signals, None)?;
     if !run.keep {
         clean_up(&run.create)?;
     }
-    Ok(code)
+    Ok(ended.code(&signals))
 }
 
 /// A container that runs again, on record. Dropped, it is undone.
@@ -115,6 +117,8 @@ impl Draft<'_> {
             readiness::make_directory(dir)?;
         }
         let mark = record.mark();
+        // CRIU gives its processes the caller's own.
+        let streams = Stdio::default();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,
@@ -124,6 +128,7 @@ impl Draft<'_> {
             rootless: self.rootless,
             lock: dir.as_fd(),
             mark: &mark,
+            streams: &streams,
         };
 
         let root = dir.path().join(ROOT);
@@ -163,7 +168,13 @@ impl Draft<'_> {
                 init = Some(pid);
                 let has_cgroup = restored.cgroup().is_some();
                 let pidfd = restored.take(pid)?;
-                self.put_process_on_record(dir, &mut record, (pid, pidfd.as_fd()), has_cgroup)
+                self.put_process_on_record(
+                    dir,
+                    &mut record,
+                    (pid, pidfd.as_fd()),
+                    has_cgroup,
+                    &streams,
+                )
             }
             _ => Ok(()),
         };

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
+use super::Stdio;
 use super::{
     Launched, Undo, adjust_oom_score, clone_failed, entered, explain, go_on, notify, open_path,
     raise_limits,
@@ -39,6 +40,7 @@ pub(crate) struct Joining<'a> {
     pub(crate) lenient: bool,
     /// The container's state, for the agent of its seccomp filter.
     pub(crate) state: &'a dyn Fn() -> Vec<u8>,
+    pub(crate) streams: &'a Stdio,
 }
 
 /// Make the process, up to the point where only the word to start is missing.
@@ -57,11 +59,14 @@ pub(crate) fn join(mut joining: Joining) -> Result<Launched> {
     let mut given = Given {
         wait_mapped: joining.class.is_some(),
         filter: joining.filter.take(),
+        streams: Some(joining.streams),
         ..Given::into_container(plan, child_end, parents_own, container, open_path("/proc")?)
     };
-    debug!("clone a process for the container");
+    // COMPAT: runc's words for these stages begin the lines.
+    debug!("nsexec container setup: clone a process for the container");
     let (cloned, placed) = clone_process(&mut given, &joining.cgroups)?;
     let pid = cloned.pid;
+    debug!("child process in init() has the number {pid}");
     let waits = given.wait_mapped;
     let mut launched = Launched {
         talk,

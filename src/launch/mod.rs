@@ -29,6 +29,7 @@ use nix::unistd::{Pid, Uid};
 use oci_spec::runtime::{Hook, Hooks, LinuxNamespaceType as Kind, LinuxSeccomp};
 
 use crate::cgroup::{self, Cgroup, Devices, Hierarchy, Membership, Place, Resctrl};
+pub(crate) use crate::child::Stdio;
 use crate::child::{self, Given};
 use crate::handshake::{self, Failure, Heard, ParentEnd, Step};
 use crate::hooks::{Output, Prepared};
@@ -53,6 +54,7 @@ pub(crate) struct Request<'a> {
     pub(crate) lock: BorrowedFd<'a>,
     /// What is written on the cgroup as its owner.
     pub(crate) mark: &'a str,
+    pub(crate) streams: &'a Stdio,
 }
 
 /// All that can be worked out, and can fail, before the first side effect.
@@ -317,6 +319,7 @@ pub(crate) fn launch(
             )
             .collect(),
         talk: child_end,
+        streams: Some(request.streams),
         wait_mapped: plan.maps.is_some() && !plan.namespaces.user_after_joins,
         unshare: plan.namespaces.unshare,
         joins: plan
@@ -359,9 +362,11 @@ pub(crate) fn launch(
     }
     let id_maps = sources::clone(plan, &mut given).context("unable to start container process")?;
 
-    debug!("clone the container's process");
+    // COMPAT: runc's words for these stages begin the lines.
+    debug!("nsexec container setup: clone the container's process");
     let (cloned, placed) = clone_process(&mut given, undo.cgroup.as_ref(), request.place)?;
     let pid = cloned.pid;
+    debug!("child process in init() has the number {pid}");
     undo.process = Some(cloned);
     // The child has its copies; ours would keep the host's mounts and the conversation alive.
     let wait_mapped = given.wait_mapped;
@@ -793,7 +798,7 @@ fn init_failure(plan: &Plan, step: Step, why: &str, subject: &str) -> String {
         Step::Masked => format!("mask {subject}"),
         Step::ReadOnly => format!("make {subject} read-only"),
         Step::ReadOnlyRoot => "make the root read-only".to_owned(),
-        Step::Stdio => format!("close descriptors ({subject})"),
+        Step::Stdio => format!("set up descriptors ({subject})"),
         Step::Apparmor => {
             format!("process.apparmorProfile: apparmor failed to apply profile {subject:?}")
         }

@@ -108,10 +108,10 @@ pub(crate) fn install(fd: BorrowedFd, target: RawFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), target) }).map(drop)
 }
 
-/// Whether `number` is an open descriptor of this process.
-pub(crate) fn is_open(number: RawFd) -> bool {
+/// Whether `number` is an open descriptor that this process was started with: its own are all closed on exec.
+pub(crate) fn is_inherited(number: RawFd) -> bool {
     // SAFETY: F_GETFD reads a flag.
-    unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
+    unsafe { libc::fcntl(number, libc::F_GETFD) == 0 }
 }
 
 /// Borrow one of the standard descriptors, 0 to 2, which live as long as the process.

@@ -42,5 +42,6 @@ mod rootfs;
 mod rootless;
 mod seccomp;
 mod security;
+mod streams;
 mod systemd;
 mod update;

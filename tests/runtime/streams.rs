@@ -1,0 +1,229 @@
+//! The standard streams of `run` and `exec` in the foreground: what the payload has of the caller's, and what is copied.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::support::console::{Terminal, settings};
+use crate::support::{Bundle, Verb, eventually, sh};
+
+/// Words before the command line that send its output, and what it says of errors, to the end of a file.
+fn into(file: &Path) -> [String; 4] {
+    let script = format!("exec \"$@\" >>{} 2>&1", file.display());
+    ["sh".into(), "-c".into(), script, "sh".into()]
+}
+
+/// `exec` of a script, and `run` of it, each by itself.
+fn both(bundle: &Bundle, script: &str, each: impl Fn(&str, Verb)) {
+    let waiting = Bundle::sleeping();
+    waiting.up();
+    each(
+        "exec",
+        waiting.verb(["exec", &waiting.id, "sh", "-c", script]),
+    );
+    bundle.edit(|c| sh(c, script));
+    each("run", bundle.verb(["run", &bundle.id]));
+}
+
+#[test]
+fn a_file_that_the_caller_reads_from_is_out_of_the_containers_reach() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    let secret = bundle.beside("secret");
+    let script = "cat; echo overwritten 2>/dev/null >/proc/self/fd/0; exit 0";
+    both(&bundle, script, |verb, command| {
+        fs::write(&secret, "secret\n").unwrap();
+        let before = fs::metadata(&secret).unwrap();
+        let outcome = command.stdin(File::open(&secret).unwrap()).ok();
+        assert_eq!(outcome.stdout, "secret\n", "{verb}");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret\n", "{verb}");
+        let after = fs::metadata(&secret).unwrap();
+        assert_eq!(
+            (before.uid(), before.gid(), before.mode()),
+            (after.uid(), after.gid(), after.mode()),
+            "{verb}"
+        );
+    });
+}
+
+#[test]
+fn a_file_that_the_caller_writes_to_keeps_its_owner_and_what_is_in_it() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    let log = bundle.beside("log");
+    let script = "echo one; echo two >/dev/stdout; echo three >&2; echo four";
+    both(&bundle, script, |verb, command| {
+        fs::write(&log, "before\n").unwrap();
+        let owner = fs::metadata(&log).unwrap().uid();
+        command.under(into(&log)).ok();
+        assert_eq!(
+            fs::read_to_string(&log).unwrap(),
+            "before\none\ntwo\nthree\nfour\n",
+            "{verb}"
+        );
+        assert_eq!(fs::metadata(&log).unwrap().uid(), owner, "{verb}");
+    });
+}
+
+#[test]
+fn the_payloads_user_can_open_its_output_again() {
+    requires!(root);
+    let bundle = Bundle::new();
+    bundle.edit(|c| c["process"]["user"] = json!({ "uid": 1000, "gid": 1000 }));
+    bundle.edit(|c| {
+        sh(
+            c,
+            "echo one; echo two >/dev/stdout; echo three >/dev/stderr",
+        );
+    });
+    let outcome = bundle.verb(["run", &bundle.id]).ok();
+    assert_eq!(
+        (outcome.stdout.as_str(), outcome.stderr.as_str()),
+        ("one\ntwo\n", "three\n")
+    );
+}
+
+/// Without `--tty` the payload has no terminal at all: it could change its modes, and read what is typed later.
+#[test]
+fn the_callers_terminal_is_not_the_payloads() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    let script = "read line; echo got $line; for n in 0 1 2; do test -t $n && echo $n is a terminal; done; stty -echo";
+    both(&bundle, script, |verb, command| {
+        let (mut terminal, slave) = Terminal::open(24, 80);
+        let before = settings(&slave);
+        let running = command.stdio(&slave).spawn();
+        terminal.write("typed\n");
+        terminal.expect("got typed");
+        assert_eq!(running.wait().code(), 1, "{verb}");
+        assert_eq!(settings(&slave), before, "{verb}");
+        assert!(!terminal.text().contains("is a terminal"), "{verb}");
+    });
+}
+
+#[test]
+fn pipes_and_the_null_device_are_passed_as_they_are() {
+    requires!(container);
+    differs!("runc", "has pipes of its own for all");
+    let bundle = Bundle::new();
+    both(&bundle, "readlink /proc/self/fd/0", |verb, command| {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let name = format!(
+            "pipe:[{}]\n",
+            nix::sys::stat::fstat(&reader).unwrap().st_ino
+        );
+        assert_eq!(command.stdin(reader).ok().stdout, name, "{verb}");
+    });
+    both(&bundle, "readlink /proc/self/fd/0", |verb, command| {
+        assert_eq!(
+            command.stdin(Stdio::null()).ok().stdout,
+            "/dev/null\n",
+            "{verb}"
+        );
+    });
+}
+
+#[test]
+fn large_input_and_output_arrive_whole() {
+    requires!(container);
+    let bundle = Bundle::new();
+    let (from, to) = (bundle.beside("from"), bundle.beside("to"));
+    let bytes: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(&from, &bytes).unwrap();
+    both(&bundle, "exec cat", |verb, command| {
+        fs::write(&to, "").unwrap();
+        let command = command.stdin(File::open(&from).unwrap());
+        command.under(into(&to)).ok();
+        assert!(fs::read(&to).unwrap() == bytes, "{verb}");
+    });
+}
+
+#[test]
+fn input_that_nobody_reads_harms_nobody() {
+    requires!(container);
+    let bundle = Bundle::new();
+    let from = bundle.beside("from");
+    fs::write(&from, vec![b'x'; 1 << 20]).unwrap();
+    both(&bundle, "exec <&-; sleep 0.2; exit 5", |verb, command| {
+        let outcome = command.stdin(File::open(&from).unwrap()).run();
+        assert_eq!(outcome.code(), 5, "{verb}: {outcome}");
+    });
+}
+
+/// As on any broken pipe: it must not go on writing into nothing.
+#[test]
+fn a_payload_whose_output_has_no_room_is_told_so() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    let script = "echo one; sleep 0.2; echo two || exit 9; sleep 0.2; echo three || exit 9";
+    both(&bundle, script, |verb, command| {
+        let outcome = command.under(into(Path::new("/dev/full"))).run();
+        // pid_namespaces(7): SIGPIPE does not end the first process of a pid namespace, which sees EPIPE instead.
+        let told = if verb == "run" { 9 } else { 141 };
+        assert_eq!(outcome.code(), told, "{verb}: {outcome}");
+    });
+}
+
+#[test]
+fn exec_lasts_as_long_as_somebody_writes_to_its_file() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let script = "{ sleep 0.5; echo late; } & echo early; exit 3";
+    let outcome = bundle.verb(["exec", &bundle.id, "sh", "-c", script]).run();
+    assert_eq!(
+        (outcome.code(), outcome.stdout.as_str()),
+        (3, "early\nlate\n")
+    );
+}
+
+#[test]
+fn exec_that_only_waits_for_output_ends_at_a_signal() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    differs!("runc", "waits on");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let script = "sleep 1000 & echo $$; exit 3";
+    let mut running = bundle
+        .verb(["exec", &bundle.id, "sh", "-c", script])
+        .spawn();
+    assert!(eventually(|| running.stdout().ends_with('\n')));
+    let ended = |pid: &str| {
+        let there = ["exec", &bundle.id, "test", "-e", &format!("/proc/{pid}")];
+        bundle.verb(there).run().code() == 1
+    };
+    assert!(eventually(|| ended(running.stdout().trim())));
+    assert!(running.is_running());
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.wait().code(), 3);
+}
+
+/// What `run` leaves behind goes with the container, so that it need not be waited for.
+#[test]
+fn run_does_not_wait_for_what_its_payload_has_left_behind() {
+    requires!(root);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    bundle.edit(|c| {
+        sh(c, "sleep 1000 & echo up; exit 3");
+        let namespaces = c["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "pid");
+    });
+    let outcome = bundle
+        .verb(["run", &bundle.id])
+        .limit(Duration::from_secs(10))
+        .run();
+    assert_eq!((outcome.code(), outcome.stdout.as_str()), (3, "up\n"));
+    bundle.assert_nothing_left();
+}
