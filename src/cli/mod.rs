@@ -571,6 +571,9 @@ fn usage_error(error: clap::Error) -> anyhow::Error {
         (ErrorKind::ValueValidation, Some(value)) if !flag.is_empty() => {
             return anyhow!("invalid value {value:?} for flag -{flag}: parse error");
         }
+        (ErrorKind::TooManyValues, Some(value)) if !flag.is_empty() => {
+            return anyhow!("invalid boolean value {value:?} for -{flag}: parse error");
+        }
         _ => {}
     }
     let text = error.render().to_string();

@@ -22,7 +22,7 @@ use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
 };
 use super::{
-    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, gathered, run_hooks,
+    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, end, gathered, run_hooks,
 };
 use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
@@ -60,7 +60,14 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     };
     let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
         true => Default::default(),
-        false => copying::pipes()?,
+        false => {
+            let maps = draft
+                .plan
+                .maps
+                .as_ref()
+                .or(draft.plan.expected_maps.as_ref());
+            copying::pipes(maps, draft.plan.process.uid)?
+        }
     };
     let Made {
         locked,
@@ -92,13 +99,18 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     };
     let copying = copying.with_terminal(console)?;
     let ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
-    // What it has left behind ends here, and with it the last writers to its streams.
-    let cleaned = match options.keep {
-        true => Ok(()),
-        false => clean_up(&options.create),
-    };
+    if !options.keep && ended.has_pipes() {
+        // What it has left behind: the last writers to its streams.
+        let dir = Dir::open(&options.create.root, &options.create.id);
+        if let Ok(Some(record)) = dir.and_then(|dir| dir.record()) {
+            end(&record)?;
+        }
+    }
     let code = ended.code(&signals);
-    cleaned.map(|()| code)
+    if !options.keep {
+        clean_up(&options.create)?;
+    }
+    Ok(code)
 }
 
 /// Be ready for what the payload and the terminal will tell.

@@ -26,6 +26,7 @@ use super::state::{ProcessStat, Record, Status, write_pid_file};
 use super::{Container, Fault, Id, open_cgroup, read_input};
 use crate::cgroup::{self, Cgroup, Hierarchy, Resctrl};
 use crate::hooks;
+use crate::idmap::Maps;
 use crate::launch::{self, Joining, Launched, Stdio};
 use crate::plan::host::Host;
 use crate::plan::namespaces::Namespaces;
@@ -99,7 +100,7 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
     };
     let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
         true => Default::default(),
-        false => copying::pipes()?,
+        false => copying::pipes(draft.maps.as_ref(), draft.plan.process.uid)?,
     };
     let mut launched = draft
         .make(&streams)
@@ -147,6 +148,8 @@ struct Draft<'a> {
     record: Record,
     bundle: Bundle,
     plan: Plan,
+    /// Of the container's user namespace, if that is not the caller's.
+    maps: Option<Maps>,
     /// Where the container has no root of a mount namespace: the init's.
     chroot: bool,
     console: Option<UnixStream>,
@@ -190,6 +193,10 @@ impl<'a> Draft<'a> {
         };
         let differing =
             differing(record.init_process_pid).map_err(|error| ended(&record, error))?;
+        let maps = match differing.contains(&Kind::User) {
+            true => Some(Maps::of(record.init_process_pid).map_err(|error| ended(&record, error))?),
+            false => None,
+        };
         let plan = Plan::join(&bundle.spec, &wanted, &differing, &Host::probe()?)?;
         for warning in bundle.warnings.iter().chain(&plan.warnings) {
             report::warn(format_args!("{warning}"));
@@ -210,6 +217,7 @@ impl<'a> Draft<'a> {
             record,
             bundle,
             plan,
+            maps,
         })
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
@@ -70,7 +70,6 @@ pub(crate) fn wait(
             code => code,
         };
         if let Some(code) = code {
-            copying.drain_terminal();
             return Ok(Ended { code, copying });
         }
         let mut fds = vec![
@@ -81,8 +80,9 @@ pub(crate) fn wait(
             fds.push(PollFd::new(relay.as_fd(), PollFlags::POLLIN));
         }
         let own = fds.len();
+        let patience = copying.patience();
         fds.extend(copying.wanted());
-        match poll(&mut fds, PollTimeout::NONE) {
+        match poll(&mut fds, patience) {
             Err(Errno::EINTR) => continue,
             other => other.context("wait for the payload")?,
         };
@@ -100,32 +100,29 @@ pub(crate) fn wait(
 }
 
 impl Ended {
+    /// Whether processes besides the payload may hold up [`Self::code`].
+    pub(crate) fn has_pipes(&self) -> bool {
+        self.copying.has_pipes()
+    }
+
     /// The payload's exit code, 128+n for signal n, when all that it and its children have written is copied.
     ///
     /// COMPAT: as with runc that lasts until nobody has the payload's pipes any more. Unlike there a signal that asks a program
     /// to end cuts it short.
-    pub(crate) fn code(mut self, signals: &Signals) -> u8 {
-        self.copying.hear_out();
-        loop {
-            let mut fds = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
-            fds.extend(self.copying.wanted());
-            if fds.len() == 1 {
-                return self.code;
-            }
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(Errno::EINTR) => continue,
-                Err(_) => return self.code,
-                Ok(_) => {}
-            }
-            let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+    pub(crate) fn code(self, signals: &Signals) -> u8 {
+        let asked_to_end = || {
+            let mut asked = false;
             while let Ok(Some(signal)) = signals.0.read_signal() {
                 let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-                if let libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM = number {
-                    return self.code;
-                }
+                asked |= matches!(
+                    number,
+                    libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM
+                );
             }
-            self.copying.go_on(&ready[1..]);
-        }
+            asked
+        };
+        self.copying.finish(signals.0.as_fd(), asked_to_end);
+        self.code
     }
 }
 

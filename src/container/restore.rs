@@ -81,11 +81,11 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
         copying::follow(master.as_fd());
     }
     let copying = Copying::default().with_terminal(console)?;
-    let ended = foreground::wait(pid, pidfd, copying, &signals, None)?;
+    let code = foreground::wait(pid, pidfd, copying, &signals, None)?.code(&signals);
     if !run.keep {
         clean_up(&run.create)?;
     }
-    Ok(ended.code(&signals))
+    Ok(code)
 }
 
 /// A container that runs again, on record. Dropped, it is undone.

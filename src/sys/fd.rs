@@ -114,6 +114,14 @@ pub(crate) fn is_inherited(number: RawFd) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) == 0 }
 }
 
+/// How many bytes can be read from a pipe at once (FIONREAD, ioctl_pipe(2)).
+pub(crate) fn waiting(pipe: BorrowedFd) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one int.
+    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Borrow one of the standard descriptors, 0 to 2, which live as long as the process.
 pub(crate) fn standard(number: RawFd) -> BorrowedFd<'static> {
     assert!((0..=2).contains(&number), "not a standard descriptor");

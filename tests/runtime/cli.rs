@@ -110,6 +110,10 @@ fn wrong_usage_is_said_in_runcs_words_with_the_help_on_stdout() {
             &["create", "--preserve-fds", "x", "id"],
             "invalid value \"x\" for flag -preserve-fds: parse error",
         ),
+        (
+            &["run", "--detach=perhaps", "id"],
+            "invalid boolean value \"perhaps\" for -detach: parse error",
+        ),
         (&["list", "--format"], "flag needs an argument: -format"),
         (&["--root"], "flag needs an argument: -root"),
     ] {

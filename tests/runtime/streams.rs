@@ -1,6 +1,7 @@
 //! The standard streams of `run` and `exec` in the foreground: what the payload has of the caller's, and what is copied.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::inside::user_namespace;
 use crate::support::console::{Terminal, settings};
 use crate::support::{Bundle, Verb, eventually, sh};
 
@@ -207,6 +209,79 @@ fn exec_that_only_waits_for_output_ends_at_a_signal() {
     assert!(running.is_running());
     running.signal(Signal::SIGTERM);
     assert_eq!(running.wait().code(), 3);
+}
+
+/// A signal may end the wait for others, but takes nothing of what has been written.
+#[test]
+fn output_that_was_written_before_a_signal_is_copied_all_the_same() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    let script = "head -c 40000 /dev/zero | tr '\\0' x; exit 5";
+    both(&bundle, script, |verb, command| {
+        let (mut terminal, slave) = Terminal::open(24, 80);
+        let running = command.stdio(&slave).spawn();
+        std::thread::sleep(Duration::from_millis(700));
+        running.signal(Signal::SIGTERM);
+        assert!(
+            eventually(|| terminal.text().len() == 40000),
+            "{verb}: {}",
+            terminal.text().len()
+        );
+        assert_eq!(running.wait().code(), 5, "{verb}");
+    });
+}
+
+/// A terminal that takes nothing more, and nothing that is said keeps the command from hearing signals.
+#[test]
+fn a_terminal_that_stands_still_does_not_make_the_command_deaf() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    differs!("runc", "waits on");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let file = bundle.rootfs("tmp/ended");
+    let script = "trap 'touch /tmp/ended; exit 7' TERM; yes & wait";
+    let (_terminal, slave) = Terminal::open(24, 80);
+    let command = bundle.verb(["exec", &bundle.id, "sh", "-c", script]);
+    let running = command.stdio(&slave).spawn();
+    std::thread::sleep(Duration::from_millis(500));
+    running.signal(Signal::SIGTERM);
+    assert!(eventually(|| file.exists()), "the payload hears it");
+    // The first ends the wait for `yes`, the second the one for the terminal.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(300));
+        running.signal(Signal::SIGTERM);
+    }
+    assert_eq!(running.wait().code(), 7);
+}
+
+#[test]
+fn streams_can_be_opened_again_in_a_user_namespace() {
+    requires!(root);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::with(|c| {
+        user_namespace(c);
+        c["process"]["user"] = json!({ "uid": 5, "gid": 5 });
+        sh(c, "cat /dev/stdin >/dev/stdout; echo error >/dev/stderr");
+    });
+    let input = bundle.beside("input");
+    fs::write(&input, "input\n").unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let outcome = bundle
+        .verb(["run", &bundle.id])
+        .stdin(File::open(&input).unwrap())
+        .ok();
+    assert_eq!(
+        (outcome.stdout.as_str(), outcome.stderr.as_str()),
+        ("input\n", "error\n")
+    );
+    bundle.edit(|c| sh(c, "exec sleep 1000"));
+    bundle.up();
+    let script = "echo one; echo two >/dev/stdout; stat -Lc %u /dev/stdin";
+    let exec = bundle.verb(["exec", "-u", "7", &bundle.id, "sh", "-c", script]);
+    writer.write_all(b"\n").unwrap();
+    assert_eq!(exec.stdin(reader).ok().stdout, "one\ntwo\n7\n");
 }
 
 /// What `run` leaves behind goes with the container, so that it need not be waited for.
