@@ -61,6 +61,14 @@ in_terminal() {
   script --quiet --return --command "stty rows 33 cols 77; $line" /dev/null 0<> <(:) | tr -d '\r'
 }
 
+# from_readme LANGUAGE PART: the README's block in LANGUAGE that has PART in it, with the runtime under test for the installed one.
+from_readme() {
+  awk -v fence="\`\`\`$1" -v part="$2" '
+    $0 == fence { inside = 1; text = ""; next }
+    /^```$/ { if (inside && index(text, part)) printf "%s", text; inside = 0 }
+    inside { text = text $0 "\n" }' "$integration/../README.md" | sed "s|/usr/local/bin/pelagos|$RUNTIME|"
+}
+
 # daemon_up CMD...: start it as the unit pelagos-$engine. Not a transient unit: containers that outlive the daemon stay in
 # it, and it can be started again.
 unit=/run/systemd/system/pelagos-$engine.service
