@@ -101,14 +101,11 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     let ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
     if !options.keep && ended.has_pipes() {
         // What it has left behind: the last writers to its streams.
-        let dir = Dir::open(&options.create.root, &options.create.id);
-        if let Ok(Some(record)) = dir.and_then(|dir| dir.record()) {
-            end(&record)?;
-        }
+        end(&record)?;
     }
     let code = ended.code(&signals);
     if !options.keep {
-        clean_up(&options.create)?;
+        clean_up(&options.create, &record.mark())?;
     }
     Ok(code)
 }
@@ -131,8 +128,8 @@ fn start(talk: &ParentEnd, record: &Record) -> Result<()> {
     run_hooks("poststart", &record.poststart, record, Status::Running)
 }
 
-/// Delete the container after its end, unless somebody else did.
-pub(super) fn clean_up(options: &CreateOptions) -> Result<()> {
+/// Delete the container with this mark after its end, unless somebody else did, who may have made another of its name.
+pub(super) fn clean_up(options: &CreateOptions, mark: &str) -> Result<()> {
     let gone = |error: anyhow::Error| match error.downcast_ref() {
         Some(Fault::NotFound) => Ok(()),
         _ => Err(error),
@@ -142,7 +139,8 @@ pub(super) fn clean_up(options: &CreateOptions) -> Result<()> {
         Err(error) => return gone(error),
     };
     match locked.record()? {
-        Some(record) => destroy(locked, &record),
+        Some(record) if record.mark() == mark => destroy(locked, &record),
+        Some(_) => Ok(()),
         None => locked.remove(),
     }
 }

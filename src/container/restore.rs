@@ -75,6 +75,7 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
         pid,
     } = draft.restore(options, &images)?;
     let pidfd = restored.keep().context("the container's process is gone")?;
+    let mark = locked.record()?.map(|record| record.mark());
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
     if let Some(master) = &console {
@@ -82,8 +83,8 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     }
     let copying = Copying::default().with_terminal(console)?;
     let code = foreground::wait(pid, pidfd, copying, &signals, None)?.code(&signals);
-    if !run.keep {
-        clean_up(&run.create)?;
+    if let Some(mark) = mark.filter(|_| !run.keep) {
+        clean_up(&run.create, &mark)?;
     }
     Ok(code)
 }

@@ -477,6 +477,30 @@ fn run_keeps_a_stopped_container_when_asked() {
 }
 
 #[test]
+fn run_leaves_another_container_of_its_name_alone() {
+    requires!(container);
+    differs!("runc", "removes it");
+    differs!("crun", "removes it");
+    let bundle = Bundle::sleeping();
+    let running = bundle.verb(["run", &bundle.id]).spawn();
+    assert!(eventually(|| {
+        let state = bundle.verb(["state", &bundle.id]).run();
+        state.stdout.contains("\"running\"")
+    }));
+    // It hears of the end of its own only when there is the other one.
+    running.signal(Signal::SIGSTOP);
+    bundle.delete_force();
+    bundle.up();
+    let pid = bundle.pid();
+    running.signal(Signal::SIGCONT);
+    assert_eq!(running.wait().code(), 137);
+    assert_eq!(bundle.status(), "running");
+    assert_eq!(bundle.pid(), pid);
+    bundle.delete_force();
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn a_container_outlives_the_death_of_its_foreground_run() {
     requires!(container);
     let bundle = Bundle::sh("echo up; sleep 1000");
