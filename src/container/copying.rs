@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev};
+use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{Uid, fchown, getpgrp, isatty, pipe2, read, tcgetpgrp, write};
 
@@ -45,6 +46,9 @@ const CHUNK: usize = 64 << 10;
 /// The most that is written at once where a write may block. A pipe that polls writable takes a page.
 const PAGE: usize = 4096;
 
+/// `PIPEFS_MAGIC` of linux/magic.h.
+const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
+
 /// Pipes for the payload in the place of those standard streams that it must not have itself, and what is then copied.
 ///
 /// Whoever has a file, be it only to read, can open it anew by /proc/self/fd and write to it, truncate it or keep it; who
@@ -77,9 +81,8 @@ pub(super) fn pipes(maps: Option<&Maps>, uid: u32) -> Result<(Stdio, Copying)> {
     if let Some(owner) = maps.and_then(|maps| idmap::to_host(&maps.uids, uid)) {
         for (fd, stream) in (0..).zip(&streams) {
             let stream = stream.as_ref().map_or(standard(fd), AsFd::as_fd);
-            let is_device = fstat(stream).is_ok_and(|stat| file_type(&stat) == SFlag::S_IFCHR);
-            if !is_device {
-                // Who may not give it away leaves it as it is.
+            // Also a pipe of the caller's; not one that has a name, and an owner for others than this container.
+            if fstatfs(stream).is_ok_and(|found| found.filesystem_type() == PIPEFS_MAGIC) {
                 fchown(stream, Some(Uid::from_raw(owner)), None).ok();
             }
         }
@@ -98,13 +101,18 @@ fn is_the_payloads_too(stat: &FileStat) -> bool {
 
 /// Whether our standard error, which is described, is the file or terminal of our standard output, opened alike.
 fn is_that_of_stdout(stderr: &FileStat) -> bool {
-    let access = |fd| fcntl(standard(fd), FcntlArg::F_GETFL).map(|flags| flags & libc::O_ACCMODE);
     let is_same = |stdout: FileStat| {
-        (stdout.st_dev, stdout.st_ino) == (stderr.st_dev, stderr.st_ino) && access(1) == access(2)
+        (stdout.st_dev, stdout.st_ino) == (stderr.st_dev, stderr.st_ino)
+            && access(standard(1)) == access(standard(2))
     };
     // One inode of another device may be many things.
     (file_type(stderr) == SFlag::S_IFREG || is_slave(standard(2), stderr))
         && fstat(standard(1)).is_ok_and(is_same)
+}
+
+/// For what a stream is open: `O_RDONLY`, `O_WRONLY` or `O_RDWR`.
+fn access(stream: BorrowedFd) -> nix::Result<libc::c_int> {
+    fcntl(stream, FcntlArg::F_GETFL).map(|flags| flags & libc::O_ACCMODE)
 }
 
 /// Whether it is a terminal, and not the other side of one, which is a new one each time it is opened.
@@ -131,10 +139,10 @@ pub(super) fn fit(master: BorrowedFd) {
 /// The first standard stream that is a terminal.
 fn our_terminal() -> Option<BorrowedFd<'static>> {
     let mut streams = [0, 1, 2].map(standard).into_iter();
-    streams.find(|stream| isatty(stream).unwrap_or(false))
+    streams.find(|stream| fstat(stream).is_ok_and(|stat| is_slave(*stream, &stat)))
 }
 
-/// Whether this is a terminal in whose foreground others are.
+/// Whether others are in the foreground of this terminal.
 fn is_anothers(stream: BorrowedFd) -> bool {
     tcgetpgrp(stream).is_ok_and(|foreground| foreground != getpgrp())
 }
@@ -257,14 +265,17 @@ impl Copying {
                 if stops > 1 {
                     return;
                 }
-                for pump in self.pumps.iter_mut().filter(|pump| pump.way == Way::Out) {
-                    let there = pump
-                        .ends
-                        .as_ref()
-                        .and_then(|(from, _)| waiting(from.fd.as_fd()).ok());
-                    pump.read_no_more_than(there.unwrap_or(0));
-                }
+                self.wait_for_nobody();
             }
+        }
+    }
+
+    /// Copy no more than what the payload's pipes hold already, where others may go on writing to them.
+    pub(super) fn wait_for_nobody(&mut self) {
+        for pump in self.pumps.iter_mut().filter(|pump| pump.way == Way::Out) {
+            let from = pump.ends.as_ref().map(|(from, _)| from.fd.as_fd());
+            let held = from.and_then(|from| waiting(from).ok());
+            pump.read_no_more_than(held.unwrap_or(0));
         }
     }
 
@@ -297,13 +308,19 @@ struct End {
     fd: OwnedFd,
     /// A write to it may block.
     blocks: bool,
+    /// It is a terminal in whose foreground others may be.
+    is_terminal: bool,
 }
 
 impl End {
     /// A pipe's or terminal's end that only this process has.
     fn ours(fd: OwnedFd) -> nix::Result<Self> {
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { fd, blocks: false })
+        Ok(Self {
+            fd,
+            blocks: false,
+            is_terminal: false,
+        })
     }
 
     /// One of our standard streams. While this process hangs in one of them it hears neither a signal nor of the payload's
@@ -311,22 +328,41 @@ impl End {
     fn callers(number: RawFd) -> Result<Self> {
         let stream = standard(number);
         let stat = fstat(stream).context("look at the standard streams")?;
-        let access = match number {
-            0 => OFlag::O_RDONLY,
-            _ => OFlag::O_WRONLY,
+        let is_terminal = is_slave(stream, &stat);
+        let wanted = if number == 0 {
+            libc::O_RDONLY
+        } else {
+            libc::O_WRONLY
         };
-        if file_type(&stat) == SFlag::S_IFIFO || is_slave(stream, &stat) {
+        let is_open_for_it =
+            access(stream).is_ok_and(|open| open == wanted || open == libc::O_RDWR);
+        let anew = || {
             let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
-            let flags = access | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-            if let Ok(fd) = open(path.as_str(), flags, Mode::empty()) {
-                return Ok(Self { fd, blocks: false });
-            }
-        }
-        let fd = stream.try_clone_to_owned();
+            let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+            let flags = flags | OFlag::from_bits_retain(wanted);
+            open(path.as_str(), flags, Mode::empty()).ok()
+        };
+        let opened = (is_terminal || file_type(&stat) == SFlag::S_IFIFO)
+            .then(anew)
+            .flatten()
+            .filter(|_| is_open_for_it);
+        let blocks = opened.is_none();
+        let fd = match opened {
+            Some(fd) => fd,
+            None => stream
+                .try_clone_to_owned()
+                .context("copy a standard stream")?,
+        };
         Ok(Self {
-            fd: fd.context("copy a standard stream")?,
-            blocks: true,
+            fd,
+            blocks,
+            is_terminal,
         })
+    }
+
+    /// Whether it is a terminal in whose foreground others are. ORDER: asked of no master, which answers for its other side.
+    fn is_anothers(&self) -> bool {
+        self.is_terminal && is_anothers(self.fd.as_fd())
     }
 }
 
@@ -381,7 +417,7 @@ impl Pump {
         match read(&from.fd, &mut chunk) {
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             // What is typed now is for somebody else (termios(3), background process groups).
-            Err(Errno::EIO) if is_anothers(from.fd.as_fd()) => self.pause(),
+            Err(Errno::EIO) if from.is_anothers() => self.pause(),
             // EIO: the last process has closed the pty.
             Ok(0) | Err(_) => self.ends = None,
             Ok(length) => {
@@ -444,6 +480,9 @@ impl RawTerminal {
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        tcsetattr(self.fd, SetArg::TCSANOW, &self.before).ok();
+        // In the background it has been set for others since.
+        if !is_anothers(self.fd) {
+            tcsetattr(self.fd, SetArg::TCSANOW, &self.before).ok();
+        }
     }
 }

@@ -98,10 +98,10 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
         return Ok(0);
     };
     let copying = copying.with_terminal(console)?;
-    let ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
-    if !options.keep && ended.has_pipes() {
-        // What it has left behind: the last writers to its streams.
-        end(&record)?;
+    let mut ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
+    // What it has left behind: the last writers to its streams. What is wrong then is told by the cleaning up.
+    if !options.keep && ended.has_pipes() && end(&record).is_err() {
+        ended.wait_for_nobody();
     }
     let code = ended.code(&signals);
     if !options.keep {

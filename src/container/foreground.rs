@@ -105,6 +105,11 @@ impl Ended {
         self.copying.has_pipes()
     }
 
+    /// Nobody holds it up any more: what has been written is copied, and that is all.
+    pub(crate) fn wait_for_nobody(&mut self) {
+        self.copying.wait_for_nobody();
+    }
+
     /// The payload's exit code, 128+n for signal n, when all that it and its children have written is copied.
     ///
     /// COMPAT: as with runc that lasts until nobody has the payload's pipes any more. Unlike there a signal that asks a program

@@ -5,14 +5,14 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::inside::user_namespace;
 use crate::support::console::{Terminal, settings};
-use crate::support::{Bundle, Verb, eventually, sh};
+use crate::support::{Bundle, Verb, eventually, patience, sh};
 
 /// Words before the command line that send its output, and what it says of errors, to the end of a file.
 fn into(file: &Path) -> [String; 4] {
@@ -282,6 +282,45 @@ fn streams_can_be_opened_again_in_a_user_namespace() {
     let exec = bundle.verb(["exec", "-u", "7", &bundle.id, "sh", "-c", script]);
     writer.write_all(b"\n").unwrap();
     assert_eq!(exec.stdin(reader).ok().stdout, "one\ntwo\n7\n");
+}
+
+/// A pipe is nobody's but the container's then; a fifo with a name is there for others.
+#[test]
+fn a_fifo_with_a_name_keeps_its_owner_in_a_user_namespace() {
+    requires!(root);
+    let bundle = Bundle::with(|c| {
+        user_namespace(c);
+        sh(c, "exit 4");
+    });
+    let fifo = bundle.beside("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let open = File::options().read(true).write(true).open(&fifo).unwrap();
+    let outcome = bundle.verb(["run", &bundle.id]).stdin(open).run();
+    assert_eq!(outcome.code(), 4, "{outcome}");
+    assert_eq!(fs::metadata(&fifo).unwrap().uid(), 0);
+}
+
+/// The end of the payload's terminal is seen, and not waited for.
+#[test]
+fn exec_with_a_terminal_ends_when_its_program_does() {
+    requires!(container);
+    differs!("runc", "wants its caller to have a terminal");
+    let bundle = Bundle::sleeping();
+    bundle.up();
+    let shortest = |options: &[&str]| {
+        let once = || {
+            let begun = Instant::now();
+            let exec = bundle.verb(["exec"]).args(options);
+            exec.args([bundle.id.as_str(), "true"]).ok();
+            begun.elapsed()
+        };
+        (0..7).map(|_| once()).min().unwrap()
+    };
+    let (with, without) = (shortest(&["--tty"]), shortest(&[]));
+    assert!(
+        with < without + patience(Duration::from_millis(100)),
+        "{with:?} with a terminal, {without:?} without"
+    );
 }
 
 /// What `run` leaves behind goes with the container, so that it need not be waited for.
