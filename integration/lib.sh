@@ -61,7 +61,8 @@ in_terminal() {
   script --quiet --return --command "stty rows 33 cols 77; $line" /dev/null 0<> <(:) | tr -d '\r'
 }
 
-# from_readme LANGUAGE PART: the README's block in LANGUAGE that has PART in it, with the runtime under test for the installed one.
+# from_readme LANGUAGE PART: the README's block in LANGUAGE that has PART in it, with the runtime under test in the place of
+# the installed one.
 from_readme() {
   awk -v fence="\`\`\`$1" -v part="$2" '
     $0 == fence { inside = 1; text = ""; next }

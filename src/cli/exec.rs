@@ -13,12 +13,13 @@ const OWN_FAILURE: u8 = 255;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Exec {
-    /// Socket that is sent the master of the process's terminal; from the container's bundle (with --process: from here), or @NAME for an
-    /// abstract one
+    /// Socket that is sent the master of the process's terminal; from the container's bundle (with --process: from here), or
+    /// @NAME for an abstract one
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
 
-    /// Socket that is sent a pidfd of the process; from the container's bundle (with --process: from here), or @NAME for an abstract one
+    /// Socket that is sent a pidfd of the process; from the container's bundle (with --process: from here), or @NAME for an
+    /// abstract one
     #[arg(long, value_name = "PATH")]
     pidfd_socket: Option<PathBuf>,
 

@@ -28,7 +28,6 @@ use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
 use crate::hooks;
 use crate::idmap::{self, Maps, Range};
-
 use crate::launch::{self, HookFailed, Launched, Request, Stdio};
 use crate::plan::host::Host;
 use crate::plan::{Options, Plan};

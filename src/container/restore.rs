@@ -73,9 +73,9 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
         restored,
         console,
         pid,
+        mark,
     } = draft.restore(options, &images)?;
     let pidfd = restored.keep().context("the container's process is gone")?;
-    let mark = locked.record()?.map(|record| record.mark());
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
     if let Some(master) = &console {
@@ -83,7 +83,7 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     }
     let copying = Copying::default().with_terminal(console)?;
     let code = foreground::wait(pid, pidfd, copying, &signals, None)?.code(&signals);
-    if let Some(mark) = mark.filter(|_| !run.keep) {
+    if !run.keep {
         clean_up(&run.create, &mark)?;
     }
     Ok(code)
@@ -96,6 +96,8 @@ struct Made {
     /// The master of the payload's terminal, unless it was sent away.
     console: Option<OwnedFd>,
     pid: Pid,
+    /// What tells it from others of its name.
+    mark: String,
     locked: Locked,
 }
 
@@ -194,6 +196,7 @@ impl Draft<'_> {
             restored,
             console,
             pid,
+            mark,
             locked: claim.keep(),
         })
     }

@@ -110,6 +110,25 @@ struct Undo {
     rdt: Option<Membership>,
 }
 
+impl Undo {
+    /// Run the hooks that see the container's namespaces before its programs run, with its state from a status, as long as
+    /// the process is there for which they are run.
+    fn run_hooks(&self, hooks: &[Prepared], state: &dyn Fn(&str) -> Vec<u8>) -> Result<()> {
+        let process = self.process.as_ref().map(|process| process.pidfd.as_fd());
+        for hook in hooks {
+            // runtime.md, State: created is what a container is after step 2 of its life, and prestart hooks are step 3;
+            // those that came later say that it is being created.
+            let status = match hook.is_prestart() {
+                true => "created",
+                false => "creating",
+            };
+            hook.run(&state(status), process)
+                .map_err(|failure| HookFailed(failure.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Undo {
     fn drop(&mut self) {
         if let Some(process) = self.process.take() {
@@ -481,18 +500,9 @@ fn converse(
                 go_on(launched.talk.moved())?;
             }
             Heard::Rooted => {
-                for hook in runtime_hooks {
-                    // runtime.md, State: created is what a container is after step 2 of its life, and prestart hooks
-                    // are step 3; those that came later say that it is being created.
-                    let status = match hook.is_prestart() {
-                        true => "created",
-                        false => "creating",
-                    };
-                    let state = (request.state)(status, launched.pid().as_raw());
-                    let process = launched.undo.process.as_ref();
-                    hook.run(&state, process.map(|process| process.pidfd.as_fd()))
-                        .map_err(|failure| HookFailed(failure.to_string()))?;
-                }
+                let pid = launched.pid().as_raw();
+                let state = |status: &str| (request.state)(status, pid);
+                launched.undo.run_hooks(runtime_hooks, &state)?;
                 go_on(launched.talk.hooked())?;
             }
             Heard::Console(master, slave) => launched.console = Some((master, slave)),

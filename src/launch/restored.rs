@@ -1,12 +1,12 @@
 //! A container's process that CRIU makes: the cgroup with its limits is made around CRIU, which is in it while it works.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
-use super::{HookFailed, Provisions, Request, Undo, confine, enter_class, make_cgroup};
+use super::{Provisions, Request, Undo, confine, enter_class, make_cgroup};
 use crate::cgroup::Place;
 use crate::hooks::Prepared;
 use crate::report::debug;
@@ -86,16 +86,7 @@ impl Restored {
     /// # Errors
     /// The hook that failed, and how.
     pub(crate) fn run_hooks(&self, state: &dyn Fn(&str) -> Vec<u8>) -> Result<()> {
-        for hook in &self.runtime_hooks {
-            let status = match hook.is_prestart() {
-                true => "created",
-                false => "creating",
-            };
-            let process = self.undo.process.as_ref();
-            hook.run(&state(status), process.map(|process| process.pidfd.as_fd()))
-                .map_err(|failure| HookFailed(failure.to_string()))?;
-        }
-        Ok(())
+        self.undo.run_hooks(&self.runtime_hooks, state)
     }
 
     /// The container's process has come to be: it takes its maker's place in what would be undone.
