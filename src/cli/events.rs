@@ -15,9 +15,10 @@ pub(super) struct Events {
         long,
         value_name = "DURATION",
         default_value = "5s",
+        value_parser = |text: &str| duration(text).ok_or("no duration"),
         allow_hyphen_values = true
     )]
-    interval: String,
+    interval: Duration,
 
     /// Tell the statistics once and end
     #[arg(long)]
@@ -52,11 +53,9 @@ impl Verb for Events {
 
     fn run(self, global: &Global) -> Result<u8> {
         let id = only_id(&self.arguments)?;
-        let interval = duration(&self.interval)
-            .with_context(|| format!("invalid value for --interval: {:?}", self.interval))?;
-        let Some(interval) = interval.filter(|interval| !interval.is_zero()) else {
+        if self.interval.is_zero() {
             bail!("duration interval must be greater than 0");
-        };
+        }
         let events = container::events(&global.root, &id)?;
         let line = |kind, data| Line {
             kind,
@@ -67,14 +66,14 @@ impl Verb for Events {
             return line("stats", Some(events.stats()?)).print();
         }
         let mut watch = events.watch()?;
-        let mut next = Instant::now() + interval;
+        let mut next = Instant::now() + self.interval;
         loop {
             match watch.next(next)? {
                 Happened::Oom => line("oom", None).print()?,
                 Happened::Ended => return Ok(0),
                 Happened::Nothing => {
                     // A slow reader is not caught up with.
-                    next = (next + interval).max(Instant::now());
+                    next = (next + self.interval).max(Instant::now());
                     line("stats", Some(events.stats()?)).print()?
                 }
             };
@@ -82,25 +81,23 @@ impl Verb for Events {
     }
 }
 
-/// A duration as Go writes it: `1h2m3.5s`, `100ms`, with a sign or without; none where it is below zero.
-fn duration(text: &str) -> Result<Option<Duration>> {
+/// A duration as Go writes it: `1h2m3.5s`, `100ms`, with a sign or without; zero where it is below that.
+fn duration(text: &str) -> Option<Duration> {
     let (negative, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
     };
     if rest == "0" {
-        return Ok(Some(Duration::ZERO));
+        return Some(Duration::ZERO);
     }
     if rest.is_empty() {
-        bail!("a number with its unit is missing");
+        return None;
     }
     let mut nanoseconds = 0.0;
     while !rest.is_empty() {
-        let end = rest
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .context("a unit is missing, such as s or ms")?;
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, more) = rest.split_at(end);
-        let number: f64 = number.parse().ok().context("a number is missing")?;
+        let number: f64 = number.parse().ok()?;
         let end = more
             .find(|c: char| c.is_ascii_digit() || c == '.')
             .unwrap_or(more.len());
@@ -113,15 +110,18 @@ fn duration(text: &str) -> Result<Option<Duration>> {
                 "s" => 1e9,
                 "m" => 60e9,
                 "h" => 3600e9,
-                _ => bail!("unknown unit {unit:?}"),
+                _ => return None,
             };
         rest = more;
     }
     // What Go can count: 2^63 nanoseconds, some 292 years.
     if nanoseconds >= 9.2e18 {
-        bail!("it is too long");
+        return None;
     }
-    Ok((!negative).then(|| Duration::from_secs_f64(nanoseconds / 1e9)))
+    Some(match negative {
+        true => Duration::ZERO,
+        false => Duration::from_secs_f64(nanoseconds / 1e9),
+    })
 }
 
 #[cfg(test)]
@@ -141,12 +141,12 @@ mod tests {
             ("1000us", 1),
             ("1000µs", 1),
         ] {
-            let found = duration(text).unwrap();
-            assert_eq!(found, Some(Duration::from_millis(milliseconds)), "{text}");
+            let meant = Duration::from_millis(milliseconds);
+            assert_eq!(duration(text), Some(meant), "{text}");
         }
-        assert_eq!(duration("-5s").unwrap(), None);
+        assert_eq!(duration("-5s"), Some(Duration::ZERO));
         for text in ["", "5", "s", "5x", "5s3", "1.2.3s", "-", "9999999h", "5 s"] {
-            assert!(duration(text).is_err(), "{text}");
+            assert_eq!(duration(text), None, "{text}");
         }
     }
 }

@@ -654,9 +654,15 @@ fn with_two_dashes(command: &Command, args: Vec<OsString>, stop: Stop) -> Vec<Os
                 rewritten.retain(|arg| on.iter().all(|on| arg != on.as_str()));
             }
             None => {
-                let own = &arg.as_bytes()[word.start..];
-                let whole = [word.dashes.as_bytes(), own].concat();
-                rewritten.push(OsString::from_vec(whole));
+                // A switch has no such value, and clap has words for that where its name is a long one.
+                let long = word.flag.get_long().filter(|_| is_switch);
+                rewritten.push(match (long, word.value) {
+                    (Some(long), Some(value)) => format!("--{long}={value}").into(),
+                    _ => {
+                        let own = &arg.as_bytes()[word.start..];
+                        OsString::from_vec([word.dashes.as_bytes(), own].concat())
+                    }
+                });
             }
         }
         if takes_next {
@@ -752,6 +758,7 @@ mod tests {
             ("-keep=1 -d=T id", "--keep -d id"),
             ("--detach -b x --detach=false id", "-b x id"),
             ("--detach=perhaps id", "--detach=perhaps id"),
+            ("-d=perhaps id", "--detach=perhaps id"),
             ("--bundle=true id", "--bundle=true id"),
             ("--pid-file= --bundle  -d id", "-d id"),
             ("-db x id", "-d -b x id"),

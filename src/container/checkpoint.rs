@@ -21,8 +21,8 @@ use super::readiness;
 use super::state::{Record, Status};
 use super::{Container, Id, PATIENCE, destroy};
 use crate::criu::{
-    self, Ask, CgroupsMode, FREEZES, NetworkLock, Notice, Options, REPORTS_LAZY_PAGES, Streams,
-    Switch, Worker,
+    self, Ask, CgroupsMode, FREEZES, NetworkLock, Notice, Options, REPORTS_LAZY_PAGES, Switch,
+    Worker,
 };
 use crate::plan::mounts::{What, binds};
 use crate::report::{self, debug};
@@ -141,7 +141,7 @@ pub(crate) fn checkpoint(options: &CheckpointOptions) -> Result<()> {
     } else {
         Ask::Dump
     };
-    let mut worker = Worker::start(&images.inherited(), Streams::None)?;
+    let mut worker = Worker::start(&images.inherited(), None)?;
     let answer = |notice: Notice| {
         if notice.what == "status-ready"
             && let Some(number) = status_fd

@@ -15,6 +15,7 @@ use nix::unistd::{Uid, fchown, getpgrp, isatty, pipe2, read, tcgetpgrp, write};
 
 use crate::idmap::{self, Maps};
 use crate::launch::Stdio;
+use crate::plan::process::Process;
 use crate::sys::fd::{standard, waiting};
 use crate::sys::path::file_type;
 use crate::sys::pty;
@@ -49,17 +50,25 @@ const PAGE: usize = 4096;
 /// `PIPEFS_MAGIC` of linux/magic.h.
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
-/// Pipes for the payload in the place of those standard streams that it must not have itself, and what is then copied.
+/// What a payload gets in the place of those of our standard streams that it must not have itself, and what is then copied:
+/// nothing where it is `detached` from this command, or has a terminal of its own.
 ///
 /// Whoever has a file, be it only to read, can open it anew by /proc/self/fd and write to it, truncate it or keep it; who
 /// has a terminal can change its modes and read what is typed after the payload's end. A pipe or a socket gives nothing but
 /// itself. Output and errors that go to one file share a pipe, so that their order stays.
 ///
-/// With the `maps` of the payload's user namespace, what it gets becomes that of its user `uid` here: nobody inside can
-/// take a file whose owner is not mapped.
-pub(super) fn pipes(maps: Option<&Maps>, uid: u32) -> Result<(Stdio, Copying)> {
+/// With the `maps` of the payload's user namespace, what it gets becomes that of its user here: nobody inside can take a
+/// file whose owner is not mapped.
+pub(super) fn streams(
+    process: &Process,
+    maps: Option<&Maps>,
+    detached: bool,
+) -> Result<(Stdio, Copying)> {
     let mut streams = Stdio::default();
     let mut copying = Copying::default();
+    if detached || process.terminal.is_some() {
+        return Ok((streams, copying));
+    }
     for (number, fd) in (0..=2).enumerate() {
         let stat = fstat(standard(fd)).context("look at the standard streams")?;
         if is_the_payloads_too(&stat) {
@@ -78,7 +87,7 @@ pub(super) fn pipes(maps: Option<&Maps>, uid: u32) -> Result<(Stdio, Copying)> {
         streams[number] = Some(payloads);
         copying.pumps.push(pump);
     }
-    if let Some(owner) = maps.and_then(|maps| idmap::to_host(&maps.uids, uid)) {
+    if let Some(owner) = maps.and_then(|maps| idmap::to_host(&maps.uids, process.uid)) {
         for (fd, stream) in (0..).zip(&streams) {
             let stream = stream.as_ref().map_or(standard(fd), AsFd::as_fd);
             // Also a pipe of the caller's; not one that has a name, and an owner for others than this container.

@@ -15,8 +15,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType as Kind, Spec};
 
-use super::copying;
-use super::foreground::{self, Signals};
+use super::copying::{self, Copying};
+use super::foreground::{self, Ended, Signals};
 use super::readiness::{self, Relay};
 use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
@@ -57,17 +57,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
     } else {
         Some(attend(options)?)
     };
-    let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
-        true => Default::default(),
-        false => {
-            let maps = draft
-                .plan
-                .maps
-                .as_ref()
-                .or(draft.plan.expected_maps.as_ref());
-            copying::pipes(maps, draft.plan.process.uid)?
-        }
-    };
+    let (streams, copying) = draft.streams(options.detach)?;
     let Made {
         locked,
         record,
@@ -97,16 +87,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8> {
         return Ok(0);
     };
     let copying = copying.with_terminal(console)?;
-    let mut ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
-    // What it has left behind: the last writers to its streams. What is wrong then is told by the cleaning up.
-    if !options.keep && ended.has_pipes() && end(&record).is_err() {
-        ended.wait_for_nobody();
-    }
-    let code = ended.code(&signals);
-    if !options.keep {
-        clean_up(&options.create, &record.mark())?;
-    }
-    Ok(code)
+    let ended = foreground::wait(pid, pidfd, copying, &signals, relay.as_ref())?;
+    clean_up(options, &record, ended, &signals)
 }
 
 /// Be ready for what the payload and the terminal will tell.
@@ -127,8 +109,27 @@ fn start(talk: &ParentEnd, record: &Record) -> Result<()> {
     run_hooks("poststart", &record.poststart, record, Status::Running)
 }
 
-/// Delete the container with this mark after its end, unless somebody else did, who may have made another of its name.
-pub(super) fn clean_up(options: &CreateOptions, mark: &str) -> Result<()> {
+/// After the end of the payload: the last of its output, and the container deleted unless it is to be kept. Returns the
+/// exit code.
+pub(super) fn clean_up(
+    options: &RunOptions,
+    record: &Record,
+    mut ended: Ended,
+    signals: &Signals,
+) -> Result<u8> {
+    // What it has left behind: the last writers to its streams. What is wrong then is told by the deletion.
+    if !options.keep && ended.has_pipes() && end(record).is_err() {
+        ended.wait_for_nobody();
+    }
+    let code = ended.code(signals);
+    if !options.keep {
+        delete(&options.create, &record.mark())?;
+    }
+    Ok(code)
+}
+
+/// Delete the container with this mark, unless somebody else did, who may have made another of its name.
+fn delete(options: &CreateOptions, mark: &str) -> Result<()> {
     let gone = |error: anyhow::Error| match error.downcast_ref() {
         Some(Fault::NotFound) => Ok(()),
         _ => Err(error),
@@ -262,6 +263,13 @@ impl<'a> Draft<'a> {
     }
 
     /// Make the container, up to the point where only the word to start is missing.
+    /// The payload's standard streams, and what is copied between them and this command's, unless it is `detached`.
+    pub(super) fn streams(&self, detached: bool) -> Result<(Stdio, Copying)> {
+        let plan = &self.plan;
+        let maps = plan.maps.as_ref().or(plan.expected_maps.as_ref());
+        copying::streams(&plan.process, maps, detached)
+    }
+
     fn make(&self, word: Word, streams: &Stdio) -> Result<Made> {
         let cache = launch::cache_directory(&self.options.root);
         let linux = self.bundle.spec.linux().as_ref();

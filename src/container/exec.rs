@@ -98,10 +98,8 @@ pub(crate) fn exec(options: &ExecOptions) -> Result<u8> {
         true => None,
         false => Some(foreground::block_signals()?),
     };
-    let (streams, copying) = match options.detach || draft.plan.process.terminal.is_some() {
-        true => Default::default(),
-        false => copying::pipes(draft.maps.as_ref(), draft.plan.process.uid)?,
-    };
+    let (streams, copying) =
+        copying::streams(&draft.plan.process, draft.maps.as_ref(), options.detach)?;
     let mut launched = draft
         .make(&streams)
         .map_err(|error| ended(&draft.record, error))?;

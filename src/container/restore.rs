@@ -19,12 +19,12 @@ use super::RunOptions;
 use super::checkpoint::{
     DESCRIPTORS, Images, NET, NULL, Open, PID, external_mounts, mount_name, needs_root,
 };
-use super::copying::{self, Copying};
+use super::copying;
 use super::create::{Claim, Draft, clean_up};
 use super::foreground;
 use super::readiness;
-use super::state::Locked;
-use crate::criu::{self, Ask, CHANGES_LABELS, Notice, Options, Streams, Switch, Worker};
+use super::state::{Locked, Record};
+use crate::criu::{self, Ask, CHANGES_LABELS, Notice, Options, Switch, Worker};
 use crate::launch::{self, Request, Restored, Stdio};
 use crate::plan::Plan;
 use crate::plan::mounts::{Link, What, c_path};
@@ -68,25 +68,25 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     let signals = (!run.detach)
         .then(|| super::create::attend(run))
         .transpose()?;
+    let (streams, copying) = draft.streams(run.detach)?;
     let Made {
         locked,
+        record,
         restored,
         console,
         pid,
-        mark,
-    } = draft.restore(options, &images)?;
+    } = draft.restore(options, &images, &streams)?;
+    // Or their end would never be seen.
+    drop(streams);
     let pidfd = restored.keep().context("the container's process is gone")?;
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
     if let Some(master) = &console {
         copying::follow(master.as_fd());
     }
-    let copying = Copying::default().with_terminal(console)?;
-    let code = foreground::wait(pid, pidfd, copying, &signals, None)?.code(&signals);
-    if !run.keep {
-        clean_up(&run.create, &mark)?;
-    }
-    Ok(code)
+    let copying = copying.with_terminal(console)?;
+    let ended = foreground::wait(pid, pidfd, copying, &signals, None)?;
+    clean_up(run, &record, ended, &signals)
 }
 
 /// A container that runs again, on record. Dropped, it is undone.
@@ -96,13 +96,12 @@ struct Made {
     /// The master of the payload's terminal, unless it was sent away.
     console: Option<OwnedFd>,
     pid: Pid,
-    /// What tells it from others of its name.
-    mark: String,
+    record: Record,
     locked: Locked,
 }
 
 impl Draft<'_> {
-    fn restore(&self, options: &RestoreOptions, images: &Open) -> Result<Made> {
+    fn restore(&self, options: &RestoreOptions, images: &Open, streams: &Stdio) -> Result<Made> {
         let cache = launch::cache_directory(&self.options.root);
         // The filter that was loaded is in the images.
         let prepared = launch::prepare(&self.plan, None, &cache)?;
@@ -120,8 +119,6 @@ impl Draft<'_> {
             readiness::make_directory(dir)?;
         }
         let mark = record.mark();
-        // CRIU gives its processes the caller's own.
-        let streams = Stdio::default();
         let state = |status: &str, pid: i32| self.state(status, pid);
         let request = Request {
             plan: &self.plan,
@@ -131,7 +128,7 @@ impl Draft<'_> {
             rootless: self.rootless,
             lock: dir.as_fd(),
             mark: &mark,
-            streams: &streams,
+            streams,
         };
 
         let root = dir.path().join(ROOT);
@@ -142,7 +139,7 @@ impl Draft<'_> {
             let (asked, namespaces) = self.ask(options, &images, &root)?;
             let inherited: Vec<&OwnedFd> =
                 images.inherited().into_iter().chain(&namespaces).collect();
-            let worker = Worker::start(&inherited, Streams::Ours)?;
+            let worker = Worker::start(&inherited, Some(streams))?;
             // It looks for the directories among this process's descriptors.
             Ok((worker, asked, images))
         })?;
@@ -176,7 +173,7 @@ impl Draft<'_> {
                     &mut record,
                     (pid, pidfd.as_fd()),
                     has_cgroup,
-                    &streams,
+                    streams,
                 )
             }
             _ => Ok(()),
@@ -196,7 +193,7 @@ impl Draft<'_> {
             restored,
             console,
             pid,
-            mark,
+            record,
             locked: claim.keep(),
         })
     }
@@ -233,7 +230,7 @@ impl Draft<'_> {
         let streams: Vec<String> = serde_json::from_slice(&images.read(DESCRIPTORS)?)
             .with_context(|| format!("read {DESCRIPTORS}"))?;
         for (number, stream) in (0..3).zip(&streams) {
-            // A pipe of the old caller's: the same stream of this one takes its place.
+            // A pipe of the old caller's: the worker's own stream takes its place.
             if stream.contains("pipe:") {
                 asked.inherit(stream, number);
             }

@@ -258,33 +258,34 @@ impl Drop for Worker {
     }
 }
 
-/// What standard streams a worker has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Streams {
-    /// It may have something to say before it has a log.
-    None,
-    /// Those of this process, which processes that it restores inherit.
-    Ours,
-}
-
 impl Worker {
-    /// Start one. It inherits `inherited` under the numbers they have here.
+    /// Start one. It inherits `inherited` under the numbers they have here, and as its standard streams those that are given,
+    /// or this process's own; it has none with `None`.
     ///
     /// # Errors
     /// There is no program `criu` in `$PATH`.
-    pub(crate) fn start(inherited: &[&OwnedFd], streams: Streams) -> Result<Self> {
+    pub(crate) fn start(
+        inherited: &[&OwnedFd],
+        streams: Option<&[Option<OwnedFd>; 3]>,
+    ) -> Result<Self> {
         let (socket, theirs) = fd::seqpacket_pair().context("make a socket pair")?;
         for fd in inherited.iter().copied().chain([&theirs]) {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).context("keep a descriptor open")?;
         }
         let mut command = Command::new("criu");
         command.arg("swrk").arg(theirs.as_raw_fd().to_string());
-        if streams == Streams::None {
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-        }
+        let stream = |number: usize| match streams {
+            None => Ok(Stdio::null()),
+            Some(streams) => match &streams[number] {
+                Some(fd) => fd.try_clone().map(Stdio::from),
+                None => Ok(Stdio::inherit()),
+            },
+        };
+        let stream = |number| stream(number).context("copy a standard stream");
+        command
+            .stdin(stream(0)?)
+            .stdout(stream(1)?)
+            .stderr(stream(2)?);
         let spawned = command.spawn();
         for fd in inherited {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
@@ -387,7 +388,7 @@ impl Worker {
 pub(crate) fn version() -> Result<Version> {
     let mut request = Message::default();
     request.number(1, Ask::Version as i64);
-    let answer = Worker::start(&[], Streams::None)?.question(Ask::Version, &request)?;
+    let answer = Worker::start(&[], None)?.question(Ask::Version, &request)?;
     let version = answer.version.context("criu does not tell its version")?;
     if version < LEAST {
         bail!("CRIU version {} must be {} or higher", version.0, LEAST.0);
@@ -412,7 +413,7 @@ pub(crate) fn need(track_memory: bool, lazy_pages: bool) -> Result<()> {
     request
         .number(1, Ask::FeatureCheck as i64)
         .message(5, &features);
-    let answer = Worker::start(&[], Streams::None)?.question(Ask::FeatureCheck, &request)?;
+    let answer = Worker::start(&[], None)?.question(Ask::FeatureCheck, &request)?;
     for (field, wanted, name) in [
         (MEM_TRACK, track_memory, "MemTrack"),
         (LAZY_PAGES, lazy_pages, "LazyPages"),

@@ -368,6 +368,42 @@ fn output_of_a_restored_container_goes_to_its_new_caller() {
     bundle.assert_nothing_left();
 }
 
+#[test]
+fn files_of_the_caller_are_not_given_to_a_restored_container() {
+    requires!(root, criu);
+    let bundle = Bundle::sh(
+        "trap 'read line; echo heard $line; echo loud >&2; : >/proc/self/fd/1; exit 7' TERM; while :; do sleep 0.05; done",
+    );
+    let [input, log] = ["input", "log"].map(|name| bundle.beside(name));
+    fs::write(&input, "one\ntwo\n").unwrap();
+    fs::write(&log, "before\n").unwrap();
+    let redirected = format!("exec \"$@\" <{} >>{} 2>&1", input.display(), log.display());
+    let redirected = ["sh", "-c", &redirected, "sh"];
+    let run = bundle.verb(["run", "--bundle"]).arg(&bundle.path);
+    let first = run.arg(&bundle.id).under(redirected).spawn();
+    let state = || bundle.verb(["state"]).arg(&bundle.id).run();
+    assert!(eventually(|| state().stdout.contains("running")));
+    checkpoint(&bundle).ok();
+    assert_eq!(first.wait().code(), 137);
+    let second = bundle
+        .verb(["restore", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .under(redirected)
+        .spawn();
+    assert!(eventually(|| state().stdout.contains("running")));
+    bundle.kill("TERM").ok();
+    assert_eq!(second.wait().code(), 7);
+    // What was in the pipe at the checkpoint stayed with the first caller's.
+    assert_eq!(
+        fs::read_to_string(&log).unwrap(),
+        "before\nheard one\nloud\n"
+    );
+    bundle.assert_nothing_left();
+}
+
 fn master(socket: &ConsoleSocket) -> OwnedFd {
     socket.receive().fds.pop().expect("a descriptor")
 }

@@ -114,6 +114,18 @@ fn wrong_usage_is_said_in_runcs_words_with_the_help_on_stdout() {
             &["run", "--detach=perhaps", "id"],
             "invalid boolean value \"perhaps\" for -detach: parse error",
         ),
+        (
+            &["exec", "-t=perhaps", "id", "true"],
+            "invalid boolean value \"perhaps\" for -tty: parse error",
+        ),
+        (
+            &["events", "--interval", "5", "id"],
+            "invalid value \"5\" for flag -interval: parse error",
+        ),
+        (
+            &["events", "--interval=", "id"],
+            "invalid value \"\" for flag -interval: parse error",
+        ),
         (&["list", "--format"], "flag needs an argument: -format"),
         (&["--root"], "flag needs an argument: -root"),
     ] {
