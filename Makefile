@@ -1,5 +1,6 @@
-# The entrance for people; `make help` says what there is. Nothing here uses sudo. Only demo, test, test-vm, test-engines,
-# bench, bench-image and fuzz install packages (hack/setup, as root), and cargo itself fetches crates that it does not have.
+# The entrance for people; `make help` says what there is. Nothing here uses sudo. Only demo, bench, bench-image, fuzz, test
+# and its kin (test-vm, test-engines, test-runtime-tools) install packages (hack/setup, as root), and cargo itself fetches
+# crates that it does not have.
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin

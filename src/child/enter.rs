@@ -17,7 +17,7 @@ use crate::handshake::Step;
 use crate::plan::namespaces::{SecondFork, clone_flag, name};
 use crate::sys::fd::{close_between, receive, send, seqpacket_pair};
 use crate::sys::process::{
-    exit_now, fork, fork_sibling, join_session_keyring, let_keyring_be_found,
+    exit_now, forget_caller, fork, fork_sibling, join_session_keyring, let_keyring_be_found,
 };
 use crate::sys::{net, netlink};
 
@@ -30,10 +30,9 @@ pub(super) fn namespaces(given: &Given) {
     if given.wait_mapped {
         given.talk.wait_mapped();
     }
-    // CVE-2016-9962: from here on nobody inside can trace this process or read its descriptors.
     // ORDER: after the maps, which an unprivileged parent cannot write for a process that is not dumpable; before the
     // first setns, which brings the process into view.
-    prctl::set_dumpable(false).ok();
+    get_out_of_sight();
     for (join, file) in namespaces.joins.iter().zip(&given.joins) {
         given.check(
             setns(file, clone_flag(join.kind)),
@@ -66,6 +65,13 @@ pub(super) fn namespaces(given: &Given) {
         time(given);
     }
     die_with_parent();
+}
+
+/// CVE-2016-9962: from here on nobody inside can trace this process or read its descriptors, but who has the host's
+/// CAP_SYS_PTRACE; and what the caller said is there for nobody.
+fn get_out_of_sight() {
+    prctl::set_dumpable(false).ok();
+    forget_caller();
 }
 
 /// A step that hangs must not outlive the parent; taken back before the payload, which may. A change of ids or a fork
@@ -245,8 +251,7 @@ pub(super) fn keyring(given: &Given) -> Option<i32> {
 /// Who we are: a child of the runtime, in the container's cgroup or about to be put there, in the caller's namespaces.
 /// Behind us: a process that shows in the container, holding nothing of the host's.
 pub(super) fn container(given: &mut Given) -> OwnedFd {
-    // CVE-2016-9962: from here on nobody inside can trace this process or read its descriptors.
-    prctl::set_dumpable(false).ok();
+    get_out_of_sight();
     if given.wait_mapped {
         given.talk.wait_mapped();
     }

@@ -40,8 +40,8 @@ pub(super) struct Exec {
     user: Option<String>,
 
     /// Group id to add, as a number; may be repeated
-    #[arg(short = 'g', long, value_name = "GID", allow_hyphen_values = true, value_parser = parse_id)]
-    additional_gids: Vec<u32>,
+    #[arg(short = 'g', long, value_name = "GID", allow_hyphen_values = true)]
+    additional_gids: Vec<i64>,
 
     /// File that describes the process, as "process" of config.json does, or - for standard input; then the options for it
     /// are ignored
@@ -104,7 +104,11 @@ impl Exec {
                 env: self.env,
                 terminal: self.tty,
                 user: self.user.as_deref().map(parse_user).transpose()?,
-                additional_gids: self.additional_gids,
+                additional_gids: self
+                    .additional_gids
+                    .into_iter()
+                    .map(group)
+                    .collect::<Result<_>>()?,
                 selinux_label: given(self.process_label),
                 apparmor: given(self.apparmor),
                 no_new_privileges: self.no_new_privs,
@@ -158,6 +162,15 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
         })
     };
     parse().with_context(|| format!("--user {text:?}"))
+}
+
+/// COMPAT: a word that is no number is a wrong command line, a number that is no id a failure of exec's.
+fn group(number: i64) -> Result<u32> {
+    match u32::try_from(number) {
+        Ok(id) if id != u32::MAX => Ok(id),
+        _ if number < 0 => bail!("additional-gids must be a positive number {number}"),
+        _ => bail!("--additional-gids: {number} is not a numeric id"),
+    }
 }
 
 /// A number that is an id, and nothing else.

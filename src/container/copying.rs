@@ -71,7 +71,7 @@ pub(super) fn streams(
     }
     for (number, fd) in (0..=2).enumerate() {
         let stat = fstat(standard(fd)).context("look at the standard streams")?;
-        if is_the_payloads_too(&stat) {
+        if is_the_payloads_too(standard(fd), &stat) {
             continue;
         }
         if number == 2 && streams[1].is_some() && is_that_of_stdout(&stat) {
@@ -100,10 +100,14 @@ pub(super) fn streams(
 }
 
 /// Whether the payload may have the caller's own: a fifo or pipe, a socket, the null device, and what is no file at all.
-fn is_the_payloads_too(stat: &FileStat) -> bool {
+/// Not one that does not block, which few programs reckon with: they lose what it does not take at once.
+fn is_the_payloads_too(stream: BorrowedFd, stat: &FileStat) -> bool {
+    let blocks =
+        || fcntl(stream, FcntlArg::F_GETFL).is_ok_and(|flags| flags & libc::O_NONBLOCK == 0);
     match file_type(stat) {
         SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFBLK => false,
         SFlag::S_IFCHR => stat.st_rdev == makedev(1, 3),
+        SFlag::S_IFIFO | SFlag::S_IFSOCK => blocks(),
         _ => true,
     }
 }

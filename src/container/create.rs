@@ -262,7 +262,6 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// Make the container, up to the point where only the word to start is missing.
     /// The payload's standard streams, and what is copied between them and this command's, unless it is `detached`.
     pub(super) fn streams(&self, detached: bool) -> Result<(Stdio, Copying)> {
         let plan = &self.plan;
@@ -270,6 +269,7 @@ impl<'a> Draft<'a> {
         copying::streams(&plan.process, maps, detached)
     }
 
+    /// Make the container, up to the point where only the word to start is missing.
     fn make(&self, word: Word, streams: &Stdio) -> Result<Made> {
         let cache = launch::cache_directory(&self.options.root);
         let linux = self.bundle.spec.linux().as_ref();

@@ -172,7 +172,8 @@ impl<'a> Draft<'a> {
         let mut bundle = Bundle::kept(record.bundle.clone(), container.config()?)?;
         describe(&mut bundle, &options.wanted)?;
         let context = spec::Context {
-            rootless: record.rootless,
+            // As for `create`.
+            rootless: !nix::unistd::Uid::effective().is_root(),
             ..spec::Context::default()
         };
         if let Some(fault) = bundle.check_process(&context) {

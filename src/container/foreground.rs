@@ -42,6 +42,27 @@ pub(crate) fn block_signals() -> Result<Signals> {
         .context("open signalfd")
 }
 
+impl Signals {
+    /// Reads all that are there; whether one of them asks a program to end.
+    fn ask_to_end(&self) -> bool {
+        let mut asked = false;
+        while let Ok(Some(signal)) = self.0.read_signal() {
+            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
+            asked |= matches!(
+                number,
+                libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM
+            );
+        }
+        asked
+    }
+}
+
+/// What has been written is copied, where no payload has come to be.
+pub(crate) fn drain(mut copying: Copying, signals: &Signals) {
+    copying.wait_for_nobody();
+    copying.finish(signals.0.as_fd(), || signals.ask_to_end());
+}
+
 /// A payload that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -115,18 +136,8 @@ impl Ended {
     /// COMPAT: as with runc that lasts until nobody has the payload's pipes any more. Unlike there a signal that asks a program
     /// to end cuts it short.
     pub(crate) fn code(self, signals: &Signals) -> u8 {
-        let asked_to_end = || {
-            let mut asked = false;
-            while let Ok(Some(signal)) = signals.0.read_signal() {
-                let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-                asked |= matches!(
-                    number,
-                    libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM
-                );
-            }
-            asked
-        };
-        self.copying.finish(signals.0.as_fd(), asked_to_end);
+        self.copying
+            .finish(signals.0.as_fd(), || signals.ask_to_end());
         self.code
     }
 }

@@ -33,6 +33,7 @@ use crate::report::debug;
 use crate::sys::fd;
 use crate::sys::mount::{self, Change, Reach};
 use crate::sys::path::{Kind as Target, ensure, ensure_unfollowed};
+use crate::sys::seal;
 
 /// What `restore` was asked for.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ pub(crate) struct RestoreOptions {
 /// One line that names the field, path or step; nothing is left behind, and the images are as they were.
 pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
     needs_root("restore")?;
+    // ORDER: it may execute this program again, which need not ask CRIU twice.
+    seal::ensure().context("protect the own executable file")?;
     let run = &options.run;
     let version = criu::version()?;
     for (given, option) in [
@@ -69,15 +72,23 @@ pub(crate) fn restore(options: &RestoreOptions) -> Result<u8> {
         .then(|| super::create::attend(run))
         .transpose()?;
     let (streams, copying) = draft.streams(run.detach)?;
+    let made = draft.restore(options, &images, &streams);
+    // Or their end would never be seen.
+    drop(streams);
     let Made {
         locked,
         record,
         restored,
         console,
         pid,
-    } = draft.restore(options, &images, &streams)?;
-    // Or their end would never be seen.
-    drop(streams);
+    } = match (made, &signals) {
+        (Err(error), Some(signals)) => {
+            // CRIU, which had the payload's streams, may have said what was wrong.
+            foreground::drain(copying, signals);
+            return Err(error);
+        }
+        (made, _) => made?,
+    };
     let pidfd = restored.keep().context("the container's process is gone")?;
     drop(locked);
     let Some(signals) = signals else { return Ok(0) };
@@ -151,7 +162,8 @@ impl Draft<'_> {
         let mut init = None;
         let answer = |notice: Notice| match (notice.what.as_str(), notice.pid, notice.master) {
             ("setup-namespaces", Some(pid), _) => {
-                restored.run_hooks(&|status| self.state(status, pid.as_raw()))
+                let new_network = self.plan.namespaces.is_new(Kind::Network);
+                restored.prepare(pid, new_network, &|status| self.state(status, pid.as_raw()))
             }
             ("orphan-pts-master", _, Some(master)) => {
                 match &self.console {

@@ -526,9 +526,17 @@ fn make_root(root: &Path) -> Result<()> {
         .with_context(|| format!("create state root {}", root.display()))
 }
 
-/// Writes the pid file: complete or not there, and without a newline, which go-runc's parser does not take.
+/// Writes the pid file: complete or not there, and without a newline, which go-runc's parser does not take. What is there
+/// and no file, such as /dev/null or /dev/stdout, is written to, and stays.
 pub(crate) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
+    let is_something_else =
+        fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
     let write = || {
+        if is_something_else {
+            let mut options = OpenOptions::new();
+            let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY;
+            return write!(options.write(true).custom_flags(flags).open(path)?, "{pid}");
+        }
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);

@@ -323,11 +323,10 @@ impl Worker {
         self.send(request)?;
         loop {
             let mut buffer = vec![0; 64 << 10];
-            let (length, master) =
-                fd::receive(self.socket()?, &mut buffer).context("listen to criu")?;
-            if length == 0 {
-                bail!("criu ended before it had an answer");
-            }
+            let (length, master) = match fd::receive(self.socket()?, &mut buffer) {
+                Ok((0, _)) | Err(Errno::ECONNRESET) => bail!("criu ended before it had an answer"),
+                received => received.context("listen to criu")?,
+            };
             let said = Answer::read(&buffer[..length], master).context("what criu answers")?;
             if !said.success {
                 return Err(said.failure(what));

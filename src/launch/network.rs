@@ -1,16 +1,21 @@
-//! Network devices of the caller's namespace that become the container's. config-linux.md, Network Devices.
+//! Network devices of the caller's namespace that become the container's (config-linux.md, Network Devices), and the
+//! loopback device of a namespace that CRIU made.
 
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
 
 use super::wait_for;
 use crate::plan::NetDevice;
 use crate::report::debug;
 use crate::sys::errno::Words;
+use crate::sys::net;
 use crate::sys::netlink::{self, Address, Device, Devices};
 use crate::sys::process::{Cloned, clone3, exit_now};
 
@@ -72,19 +77,10 @@ impl Moved {
     /// socket that came from there has those of the container's user namespace alone.
     fn move_back(&mut self) -> nix::Result<()> {
         let home = self.here.namespace()?;
-        let Some(Cloned { pidfd, .. }) = clone3(0, None)? else {
-            let moved = self.leave(&home).err();
-            exit_now(moved.map_or(0, |errno| errno as i32))
-        };
-        match wait_for(&pidfd, WaitPidFlag::WEXITED)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            WaitStatus::Exited(_, errno) => Err(Errno::from_raw(errno)),
-            _ => Err(Errno::ECHILD),
-        }
+        inside(&self.namespace, || self.leave(&home))
     }
 
     fn leave(&self, home: &OwnedFd) -> nix::Result<()> {
-        setns(&self.namespace, CloneFlags::CLONE_NEWNET)?;
         let mut there = Devices::new(netlink::open()?);
         let mut done = Ok(());
         for device in &self.devices {
@@ -103,6 +99,32 @@ impl Moved {
             true => self.here.set_up(index),
             false => Ok(()),
         }
+    }
+}
+
+/// Set the loopback device up in the network namespace of a process.
+pub(super) fn loopback_up(pid: Pid) -> Result<()> {
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = open(
+        path.as_str(),
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    );
+    namespace
+        .and_then(|namespace| inside(&namespace, net::loopback_up))
+        .map_err(|errno| anyhow!("set loopback device up: {}", Words(errno)))
+}
+
+/// Do something in another network namespace, by a process of its own.
+fn inside(namespace: &OwnedFd, act: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+    let Some(Cloned { pidfd, .. }) = clone3(0, None)? else {
+        let done = setns(namespace, CloneFlags::CLONE_NEWNET).and_then(|()| act());
+        exit_now(done.err().map_or(0, |errno| errno as i32))
+    };
+    match wait_for(&pidfd, WaitPidFlag::WEXITED)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        WaitStatus::Exited(_, errno) => Err(Errno::from_raw(errno)),
+        _ => Err(Errno::ECHILD),
     }
 }
 

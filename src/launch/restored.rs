@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
+use super::network::loopback_up;
 use super::{Provisions, Request, Undo, confine, enter_class, make_cgroup};
 use crate::cgroup::Place;
 use crate::hooks::Prepared;
@@ -81,11 +82,20 @@ impl Restored {
         self.undo.cgroup.as_ref().map(|cgroup| cgroup.path())
     }
 
-    /// Run the hooks that see the container's namespaces before its programs run, with its state from `state`.
+    /// What comes when the namespaces of the process `init` are there and its programs do not run yet: the loopback device
+    /// of a new network namespace, which CRIU leaves down, and the hooks, with the container's state from `state`.
     ///
     /// # Errors
     /// The hook that failed, and how.
-    pub(crate) fn run_hooks(&self, state: &dyn Fn(&str) -> Vec<u8>) -> Result<()> {
+    pub(crate) fn prepare(
+        &self,
+        init: Pid,
+        new_network: bool,
+        state: &dyn Fn(&str) -> Vec<u8>,
+    ) -> Result<()> {
+        if new_network {
+            loopback_up(init)?;
+        }
         self.undo.run_hooks(&self.runtime_hooks, state)
     }
 

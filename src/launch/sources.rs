@@ -33,13 +33,17 @@ pub(super) fn clone(plan: &Plan, given: &mut Given) -> Result<Vec<OwnedFd>> {
         given.parents_own.push(namespace.as_raw_fd());
         id_maps.push(namespace);
     }
-    if plan.parent_clones_sources && plan.root.switch != Switch::Chroot {
+    let mut clones = plan.parent_clones_sources;
+    if clones && plan.root.switch != Switch::Chroot {
         let path = &plan.root.path;
-        let tree = tree(path, (Reach::Tree, Link::Followed), Change::default());
-        let tree = tree.map_err(|errno| failed(&format!("root.path {}", path.display()), errno))?;
-        given.root_tree = Some(tree);
+        match tree(path, (Reach::Tree, Link::Followed), Change::default()) {
+            Ok(tree) => given.root_tree = Some(tree),
+            // Root of a user namespace in a mount namespace of others. The child has one of its own.
+            Err(Errno::EPERM) => clones = false,
+            Err(errno) => return Err(failed(&format!("root.path {}", path.display()), errno)),
+        }
     }
-    if !plan.parent_clones_sources && plan.mounts.iter().all(|op| op.id_map.is_none()) {
+    if !clones && plan.mounts.iter().all(|op| op.id_map.is_none()) {
         return Ok(id_maps);
     }
     for (number, op) in plan.mounts.iter().enumerate() {
@@ -48,7 +52,7 @@ pub(super) fn clone(plan: &Plan, given: &mut Given) -> Result<Vec<OwnedFd>> {
                 source,
                 reach,
                 link,
-            } if plan.parent_clones_sources || op.id_map.is_some() => {
+            } if clones || op.id_map.is_some() => {
                 let tree = tree(source, (*reach, *link), op.at_first())
                     .map_err(|errno| failed(&mounting(&op.source(), &op.destination()), errno))?;
                 Some(tree)

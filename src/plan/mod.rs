@@ -320,7 +320,8 @@ impl Plan {
             .context("container id")?;
         Ok(Self {
             root,
-            parent_clones_sources: !rootless
+            // Also where that is root of a user namespace, as which Podman calls for an ordinary user.
+            parent_clones_sources: host.uid.is_root()
                 && (user_namespace || namespaces.origin(Kind::Mount) == Origin::Joined),
             time_offsets: time_offsets(linux.time_offsets().iter().flatten()),
             nodes: devices::nodes(linux.devices().as_deref().unwrap_or_default())?,

@@ -7,11 +7,12 @@ use std::process::Command;
 
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::kill;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::inside::{asking, without_namespace};
+use crate::labels::Profile;
 use crate::support::console::{ConsoleSocket, Terminal, socket_path};
-use crate::support::{Bundle, Verb, eventually, mounts, runtime, sh};
+use crate::support::{Bundle, Verb, eventually, mounts, namespace, runtime, sh};
 
 /// A container that counts into /count of its root.
 fn counting() -> Bundle {
@@ -404,6 +405,46 @@ fn files_of_the_caller_are_not_given_to_a_restored_container() {
     bundle.assert_nothing_left();
 }
 
+#[test]
+fn what_criu_says_before_it_has_a_log_is_told() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    // One that ends at once when it is called for the second time, which is for the restore.
+    let dir = bundle.beside("bin");
+    fs::create_dir(&dir).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let script = format!(
+        "#!/bin/sh\nif mkdir {}/called; then PATH={path}; exec criu \"$@\"; fi\necho early words >&2\nexit 3\n",
+        dir.display()
+    );
+    fs::write(dir.join("criu"), script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(dir.join("criu"), executable).unwrap();
+    let said = bundle.beside("said");
+    let outcome = bundle
+        .verb(["restore", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .env("PATH", format!("{}:{path}", dir.display()))
+        .under([
+            "sh",
+            "-c",
+            &format!("exec \"$@\" 2>{}", said.display()),
+            "sh",
+        ])
+        .run();
+    assert_eq!(outcome.code(), 1, "{outcome}");
+    let said = fs::read_to_string(&said).unwrap();
+    assert!(said.contains("early words\n"), "{said}");
+    assert!(said.contains("criu ended"), "{said}");
+    bundle.assert_nothing_left();
+}
+
 fn master(socket: &ConsoleSocket) -> OwnedFd {
     socket.receive().fds.pop().expect("a descriptor")
 }
@@ -435,6 +476,79 @@ fn the_terminal_of_a_restored_container_comes_through_the_console_socket() {
     let mut terminal = Terminal::new(master(&socket));
     terminal.write("two\n");
     terminal.expect("got two");
+}
+
+#[test]
+fn a_restored_container_has_the_callers_terminal_in_the_foreground() {
+    requires!(root, criu);
+    let bundle = Bundle::with(|c| {
+        sh(
+            c,
+            "while read -r line; do echo \"got $line\"; [ $line != end ] || exit 9; done",
+        );
+        c["process"]["terminal"] = json!(true);
+    });
+    let socket = ConsoleSocket::bind(socket_path(&bundle.path));
+    let run = bundle.verb(["run", "--detach", "--console-socket"]);
+    run.arg(&socket.path)
+        .arg("--bundle")
+        .arg(&bundle.path)
+        .arg(&bundle.id)
+        .ok();
+    let mut first = Terminal::new(master(&socket));
+    first.write("one\n");
+    first.expect("got one");
+    checkpoint(&bundle).ok();
+    let (mut terminal, slave) = Terminal::open(24, 80);
+    let restored = bundle
+        .verb(["restore", "--bundle"])
+        .arg(&bundle.path)
+        .arg("--image-path")
+        .arg(images(&bundle))
+        .arg(&bundle.id)
+        .stdio(&slave)
+        .spawn();
+    terminal.write("two\n");
+    terminal.expect("got two");
+    terminal.write("end\n");
+    assert_eq!(restored.wait().code(), 9);
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn hooks_run_for_a_restored_container_and_at_its_end() {
+    requires!(root, criu);
+    let bundle = counting();
+    let told = bundle.beside("told");
+    let hook = |name: &str| {
+        let script = format!("{{ echo {name}; cat; echo; }} >>{}", told.display());
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+    };
+    bundle.edit(|c| {
+        for name in ["createRuntime", "poststart", "poststop"] {
+            c["hooks"][name] = hook(name);
+        }
+    });
+    up(&bundle);
+    counts_from(&bundle, 1);
+    checkpoint(&bundle).ok();
+    fs::remove_file(&told).unwrap();
+    restore(&bundle, &[]).ok();
+    let pid = bundle.pid().as_raw();
+    bundle.delete_force().ok();
+    let text = fs::read_to_string(&told).unwrap();
+    let mut lines = text.lines();
+    let mut seen = Vec::new();
+    while let (Some(name), Some(state)) = (lines.next(), lines.next()) {
+        let state: Value = serde_json::from_str(state).expect("a state");
+        assert_eq!(state["id"], json!(bundle.id), "{name}");
+        if name == "createRuntime" {
+            assert_eq!(state["pid"], json!(pid));
+        }
+        seen.push(name.to_owned());
+    }
+    assert_eq!(seen, ["createRuntime", "poststop"]);
+    bundle.assert_nothing_left();
 }
 
 #[test]
@@ -541,30 +655,65 @@ fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
 #[test]
 fn connections_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
-    differs!("runc", "has no --network-lock");
-    // In a network namespace of the container's own CRIU leaves the way to itself unset, and connects before it is.
-    let port = free_port();
-    let script = format!(
-        "mkfifo /in /back; nc -l -p {port} </back >/heard & exec 4>/back; sleep 0.5; \
-         nc 127.0.0.1 {port} </in & exec 3>/in; \
-         echo one >&3; until [ -s /heard ]; do sleep 0.1; done; : >/ready; \
-         until [ -e /go ]; do sleep 0.1; done; echo two >&3; while :; do sleep 0.1; done"
-    );
-    let bundle = Bundle::with(|c| {
-        c["root"]["readonly"] = json!(false);
-        without_namespace(c, "network");
-        sh(c, &script);
-    });
-    up(&bundle);
-    assert!(eventually(|| bundle.rootfs("ready").exists()));
-    only_with(&bundle, &["--tcp-established", "--network-lock", "skip"]);
+    differs!("runc", "leaves the loopback device down");
+    let (bundle, heard) = connected(|_| {}, "echo two >&3");
+    only_with(&bundle, &["--tcp-established"]);
     fs::write(bundle.rootfs("go"), "").unwrap();
-    let heard = bundle.rootfs("heard");
     assert!(eventually(
         || fs::read_to_string(&heard).unwrap() == "one\ntwo\n"
     ));
     bundle.delete_force().ok();
     bundle.assert_nothing_left();
+}
+
+#[test]
+fn connections_in_the_hosts_network_are_checkpointed_and_the_network_left_alone() {
+    requires!(root, criu);
+    differs!("runc", "has no --network-lock");
+    let host = |c: &mut Value| without_namespace(c, "network");
+    let (bundle, heard) = connected(host, "echo two >&3");
+    only_with(&bundle, &["--tcp-established", "--network-lock", "skip"]);
+    fs::write(bundle.rootfs("go"), "").unwrap();
+    assert!(eventually(
+        || fs::read_to_string(&heard).unwrap() == "one\ntwo\n"
+    ));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn connections_are_closed_where_that_is_asked_for() {
+    requires!(root, criu);
+    differs!("runc", "has no --tcp-close");
+    let (bundle, heard) = connected(|_| {}, "echo two >&3; wait; : >/closed");
+    only_with(&bundle, &["--tcp-close"]);
+    fs::write(bundle.rootfs("go"), "").unwrap();
+    // Both ends see the end of it.
+    assert!(eventually(|| bundle.rootfs("closed").exists()));
+    assert_eq!(fs::read_to_string(&heard).unwrap(), "one\n");
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+/// A container with a connection to itself over the loopback device, one line of which has arrived; when there is a file
+/// /go it runs `last`. The second value is where the other end writes what it hears.
+fn connected(edit: impl FnOnce(&mut Value), last: &str) -> (Bundle, PathBuf) {
+    let port = free_port();
+    let script = format!(
+        "mkfifo /in /back; nc -l -p {port} </back >/heard & exec 4>/back; sleep 0.5; \
+         nc 127.0.0.1 {port} </in & exec 3>/in; \
+         echo one >&3; until [ -s /heard ]; do sleep 0.1; done; : >/ready; \
+         until [ -e /go ]; do sleep 0.1; done; {last}; while :; do sleep 0.1; done"
+    );
+    let bundle = Bundle::with(|c| {
+        c["root"]["readonly"] = json!(false);
+        sh(c, &script);
+        edit(c);
+    });
+    up(&bundle);
+    assert!(eventually(|| bundle.rootfs("ready").exists()));
+    let heard = bundle.rootfs("heard");
+    (bundle, heard)
 }
 
 #[test]
@@ -593,29 +742,211 @@ fn a_file_without_a_name_is_checkpointed_where_links_may_be_made() {
 }
 
 #[test]
-fn an_empty_network_namespace_is_left_to_whoever_sets_it_up() {
-    requires!(root, criu, command "ip");
+fn a_network_namespace_is_left_to_whoever_sets_it_up_but_for_its_loopback_device() {
+    requires!(root, criu, command "nsenter", command "ip");
+    differs!("runc", "leaves the loopback device down");
     let bundle = counting();
     up(&bundle);
     counts_from(&bundle, 1);
-    let devices = || {
-        let seen = bundle
-            .verb(["exec", &bundle.id, "cat", "/proc/net/dev"])
-            .ok();
-        seen.stdout
-            .lines()
-            .skip(2)
-            .map(|line| line.split(':').next().unwrap().trim().to_owned())
-            .collect::<Vec<_>>()
+    let ip = |words: &[&str]| {
+        let inside = format!("--net=/proc/{}/ns/net", bundle.pid());
+        let output = Command::new("nsenter")
+            .arg(inside)
+            .arg("ip")
+            .args(words)
+            .output();
+        let output = output.expect("nsenter");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("text")
     };
-    bundle
-        .verb([
-            "exec", &bundle.id, "ip", "link", "add", "dummy7", "type", "dummy",
-        ])
-        .run();
-    checkpoint(&bundle).args(["--empty-ns", "network"]).ok();
-    restore(&bundle, &["--empty-ns", "network"]).ok();
-    assert_eq!(devices(), ["lo"]);
+    let devices = || {
+        let all: Value = serde_json::from_str(&ip(&["-json", "link"])).expect("JSON");
+        let device = |device: &Value| {
+            let flags = device["flags"].as_array().expect("flags");
+            let name = device["ifname"].as_str().expect("a name").to_owned();
+            (name, flags.contains(&json!("UP")))
+        };
+        let all = all.as_array().expect("devices").iter();
+        all.map(device).collect::<Vec<_>>()
+    };
+    let lo = ("lo".to_owned(), true);
+    ip(&["link", "add", "dummy7", "type", "dummy"]);
+    assert_eq!(devices(), [lo.clone(), ("dummy7".to_owned(), false)]);
+    for options in [&["--empty-ns", "network"][..], &[]] {
+        checkpoint(&bundle).args(options).ok();
+        restore(&bundle, options).ok();
+        assert_eq!(devices(), std::slice::from_ref(&lo), "{options:?}");
+        fs::remove_dir_all(images(&bundle)).unwrap();
+    }
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+/// A process with namespaces of its own that others may join.
+struct Host(std::process::Child);
+
+impl Host {
+    fn new() -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--pid", "--fork", "--kill-child", "sh", "-c"]);
+        // As the first process there it has to wait for those that nobody else waits for: the kernel does for one that
+        // ignores the signal. Any process more would take a number that a restored one may want.
+        unshare.arg("ip link set lo up && echo up; trap '' CHLD; exec sleep 1000");
+        let child = unshare.stdout(std::process::Stdio::piped()).spawn();
+        let mut child = child.expect("unshare");
+        let mut line = [0; 3];
+        let mut output = child.stdout.take().expect("standard output");
+        std::io::Read::read_exact(&mut output, &mut line).expect("a word");
+        Self(child)
+    }
+
+    fn namespace(&self, kind: &str) -> PathBuf {
+        let children = format!("/proc/{0}/task/{0}/children", self.0.id());
+        let first = fs::read_to_string(children).expect("children");
+        format!("/proc/{}/ns/{kind}", first.trim()).into()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn a_restored_container_joins_the_namespaces_that_its_bundle_names() {
+    requires!(root, criu, command "unshare", command "ip");
+    let [first, second] = [Host::new(), Host::new()];
+    for (kind, file) in [("network", "net"), ("pid", "pid")] {
+        let bundle = counting();
+        let name = |host: &Host| {
+            bundle.edit(|c| namespace(c, kind)["path"] = json!(host.namespace(file)));
+        };
+        let inode = |path: &Path| fs::read_link(path).expect("a namespace");
+        let own = || inode(&PathBuf::from(format!("/proc/{}/ns/{file}", bundle.pid())));
+        name(&first);
+        up(&bundle);
+        counts_from(&bundle, 1);
+        assert_eq!(own(), inode(&first.namespace(file)));
+        checkpoint(&bundle).ok();
+
+        // One that is gone.
+        bundle.edit(|c| namespace(c, kind)["path"] = json!("/proc/self/ns/absent"));
+        let refused = restore(&bundle, &[]).run();
+        refused.fails_with(&format!(
+            "Requested {kind} namespace /proc/self/ns/absent does not exist"
+        ));
+
+        // Another than it was in.
+        name(&second);
+        let stopped_at = count(&bundle);
+        restore(&bundle, &[]).ok();
+        counts_from(&bundle, stopped_at);
+        assert_eq!(own(), inode(&second.namespace(file)));
+        bundle.delete_force().ok();
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_restored_container_may_have_another_apparmor_profile() {
+    requires!(root, criu, apparmor);
+    let [first, second] = ["dumped", "restored"].map(Profile::load);
+    let bundle = counting();
+    bundle.edit(|c| c["process"]["apparmorProfile"] = json!(first.name()));
+    up(&bundle);
+    counts_from(&bundle, 1);
+    let label = || fs::read_to_string(format!("/proc/{}/attr/current", bundle.pid())).unwrap();
+    let enforced = |profile: &Profile| format!("{} (enforce)\n", profile.name());
+    checkpoint(&bundle).ok();
+    restore(&bundle, &[]).ok();
+    assert_eq!(label(), enforced(&first));
+    fs::remove_dir_all(images(&bundle)).unwrap();
+    checkpoint(&bundle).ok();
+    let other = format!("apparmor:{}", second.name());
+    restore(&bundle, &["--lsm-profile", &other]).ok();
+    assert_eq!(label(), enforced(&second));
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn cgroups_are_restored_in_each_of_crius_ways() {
+    requires!(root, criu);
+    let bundle = counting();
+    up(&bundle);
+    for mode in ["soft", "full", "strict", "ignore"] {
+        let option = ["--manage-cgroups-mode", mode];
+        let stopped_at = count(&bundle);
+        checkpoint(&bundle).args(option).ok();
+        if mode == "strict" {
+            // CRIU wants to have made them all, and the container's own is there.
+            let refused = restore(&bundle, &option).run();
+            refused.fails_with("Abort restore of existing cgroups");
+            bundle.assert_nothing_left();
+            restore(&bundle, &["--manage-cgroups-mode", "soft"]).ok();
+        } else {
+            restore(&bundle, &option).ok();
+        }
+        counts_from(&bundle, stopped_at);
+        assert!(bundle.cgroup().exists(), "{mode}");
+        fs::remove_dir_all(images(&bundle)).unwrap();
+    }
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+/// What changes nothing for a container like this one is taken all the same.
+#[test]
+fn every_option_of_checkpoint_and_restore_reaches_criu() {
+    requires!(root, criu);
+    differs!("runc", "has no --network-lock");
+    let bundle = counting();
+    up(&bundle);
+    for options in [
+        &["--shell-job", "--ext-unix-sk", "--auto-dedup"][..],
+        &["--tcp-established", "--network-lock", "iptables"],
+        &["--tcp-established", "--network-lock", "nftables"],
+    ] {
+        let stopped_at = count(&bundle);
+        checkpoint(&bundle)
+            .args(options)
+            .arg("--tcp-skip-in-flight")
+            .ok();
+        restore(&bundle, options).ok();
+        counts_from(&bundle, stopped_at);
+        fs::remove_dir_all(images(&bundle)).unwrap();
+    }
+    bundle.delete_force().ok();
+    bundle.assert_nothing_left();
+}
+
+/// COMPAT: runc's annotation.
+#[test]
+fn options_of_criu_may_be_in_a_file_that_an_annotation_names() {
+    requires!(root, criu);
+    let bundle = asking(&["flock:/lock", "sleep:600000"], |c| {
+        c["root"]["readonly"] = json!(false);
+    });
+    let file = bundle.beside("criu.conf");
+    fs::write(&file, "file-locks\n").unwrap();
+    up(&bundle);
+    let is_locked = || {
+        let file = fs::File::open(bundle.rootfs("lock"));
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    };
+    assert!(eventually(is_locked));
+    checkpoint(&bundle).run().fails_with("dump.log");
+    bundle.delete_force().ok();
+    fs::remove_dir_all(images(&bundle)).unwrap();
+
+    bundle.edit(|c| c["annotations"]["org.criu.config"] = json!(file));
+    up(&bundle);
+    assert!(eventually(is_locked));
+    checkpoint(&bundle).ok();
+    restore(&bundle, &[]).ok();
+    assert!(is_locked());
     bundle.delete_force().ok();
     bundle.assert_nothing_left();
 }

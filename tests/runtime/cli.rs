@@ -55,6 +55,14 @@ fn wrong_argument_counts_are_refused_with_the_help() {
         (&["list", "a"], "exactly 0"),
         (&["spec", "a"], "exactly 0"),
         (&["features", "a"], "exactly 0"),
+        (&["exec"], "a minimum of 1"),
+        (&["ps"], "a minimum of 1"),
+        (&["pause"], "exactly 1"),
+        (&["resume", "a", "b"], "exactly 1"),
+        (&["update"], "exactly 1"),
+        (&["events", "a", "b"], "exactly 1"),
+        (&["checkpoint"], "exactly 1"),
+        (&["restore", "a", "b"], "exactly 1"),
     ] {
         let dir = tempfile::tempdir().expect("directory");
         let outcome = Verb::new(["--root"])
@@ -447,11 +455,20 @@ fn debug_shows_the_steps() {
         .arg(&log)
         .args(["run", &bundle.id])
         .ok();
-    let debug = log_lines(&log)
+    let debug: Vec<_> = log_lines(&log)
         .into_iter()
-        .filter(|l| l["level"] == "debug")
-        .count();
-    assert!(debug >= 3, "{debug} lines of debug");
+        .filter(|line| line["level"] == "debug")
+        .collect();
+    assert!(debug.len() >= 3, "{debug:?}");
+    // The words that callers of runc wait for.
+    for words in [
+        "nsexec",
+        "child process in init()",
+        "init: closing the pipe",
+    ] {
+        let says = |line: &Value| line["msg"].as_str().is_some_and(|msg| msg.contains(words));
+        assert!(debug.iter().any(says), "{words}: {debug:?}");
+    }
     let outcome = bundle.verb(["--debug", "run", &bundle.id]).ok();
     assert!(outcome.stderr.contains("level=debug"), "{outcome}");
 }
@@ -461,6 +478,108 @@ fn log_that_cannot_be_opened_is_an_error() {
     let outcome = Verb::new(["--log", "/nonexistent/log", "list"]).run();
     assert_eq!(outcome.code(), 1, "{outcome}");
     assert!(outcome.stderr.contains("/nonexistent/log"), "{outcome}");
+}
+
+/// As `make install` does it, into a directory of the test's.
+#[test]
+fn what_is_installed_is_the_program_a_page_for_every_verb_and_the_completions() {
+    differs!("runc", "pelagos's own");
+    differs!("crun", "pelagos's own");
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by cargo, or as cargo would");
+    let install = Path::new(&root).join("hack/install");
+    let dest = tempfile::tempdir().expect("directory");
+    let made = dest.path().join("made");
+    let output = std::process::Command::new(&install)
+        .arg(&runtime().path)
+        .env("DESTDIR", &made)
+        .env("BINDIR", "/bin")
+        .env("DATADIR", "/share")
+        .env("MANDIR", "/share/man")
+        .output()
+        .expect("hack/install");
+    assert!(output.status.success(), "{output:?}");
+
+    let installed = made.join("bin").join(runtime().name());
+    let version = std::process::Command::new(&installed)
+        .arg("--version")
+        .output()
+        .expect("the installed program");
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    assert_eq!(version, Verb::new(["--version"]).ok().stdout);
+
+    let help = Verb::new(["--help"]).ok().stdout;
+    let verbs = help
+        .lines()
+        .skip_while(|line| *line != "COMMANDS:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    let mut pages: Vec<_> = verbs
+        .filter_map(|line| line.split_whitespace().next())
+        .map(|verb| format!("pelagos-{verb}.8"))
+        .collect();
+    assert!(pages.len() >= 18, "{pages:?}");
+    pages.push("pelagos.8".to_owned());
+    for page in &pages {
+        let text = std::fs::read_to_string(made.join("share/man/man8").join(page));
+        let text = text.unwrap_or_else(|e| panic!("{page}: {e}"));
+        assert!(text.contains(".SH NAME"), "{page}");
+    }
+    for (file, words) in [
+        ("bash-completion/completions/pelagos", "--console-socket"),
+        ("zsh/site-functions/_pelagos", "#compdef pelagos"),
+        (
+            "fish/vendor_completions.d/pelagos.fish",
+            "complete -c pelagos",
+        ),
+    ] {
+        let text = std::fs::read_to_string(made.join("share").join(file));
+        let text = text.unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(text.contains(words), "{file}");
+    }
+}
+
+/// In a mount namespace where the test has the service's socket.
+#[test]
+fn a_log_service_gets_each_line() {
+    requires!(root);
+    differs!("runc", "takes it for the name of a file");
+    differs!("crun", "its own words");
+    for (log, dir, name, wanted) in [
+        (
+            "syslog:web",
+            "/dev",
+            "log",
+            "<11>web: container does not exist",
+        ),
+        (
+            "journald:web",
+            "/run",
+            "systemd/journal/socket",
+            "PRIORITY=3\nSYSLOG_IDENTIFIER=web\nMESSAGE=container does not exist\n",
+        ),
+    ] {
+        let place = tempfile::tempdir().expect("directory");
+        let socket = place.path().join(name);
+        std::fs::create_dir_all(socket.parent().expect("a directory")).expect("directory");
+        let service = std::os::unix::net::UnixDatagram::bind(&socket).expect("a socket");
+        let limit = crate::support::patience(std::time::Duration::from_secs(5));
+        service.set_read_timeout(Some(limit)).expect("a limit");
+        let mounted = format!(
+            "mount --bind {} {dir} && exec \"$@\"",
+            place.path().display()
+        );
+        let root = tempfile::tempdir().expect("directory");
+        let outcome = Verb::new(["--root"])
+            .arg(root.path())
+            .args(["--log", log, "state", "absent"])
+            .under(["unshare", "-m", "sh", "-c", &mounted, "sh"])
+            .run();
+        assert_eq!(outcome.code(), 1, "{outcome}");
+        let mut message = [0; 1024];
+        let length = service.recv(&mut message).expect("a message");
+        let message = String::from_utf8_lossy(&message[..length]);
+        assert_eq!(message, wanted);
+    }
 }
 
 /// In a mount namespace where nobody has either socket.
@@ -588,10 +707,35 @@ fn called_by_the_name_runc_it_answers_to_it() {
 fn help_lists_every_verb_and_each_has_its_own() {
     let help = Verb::new(["--help"]).ok();
     for verb in [
-        "create", "start", "state", "kill", "delete", "run", "list", "spec", "features",
+        "checkpoint",
+        "create",
+        "delete",
+        "events",
+        "exec",
+        "features",
+        "kill",
+        "list",
+        "mounts",
+        "pause",
+        "ps",
+        "restore",
+        "resume",
+        "run",
+        "spec",
+        "start",
+        "state",
+        "update",
     ] {
-        if verb == "features" && !runtime().is("pelagos") {
-            // COMPAT: hidden in runc 1.1, missing in crun 1.8.
+        let is_known = runtime().is("pelagos")
+            || match verb {
+                // COMPAT: hidden in runc 1.1, missing in crun 1.8.
+                "features" => false,
+                // crun's alone, since 1.20; and runc's alone.
+                "mounts" => false,
+                "events" => runtime().is("runc"),
+                _ => true,
+            };
+        if !is_known {
             continue;
         }
         assert!(help.stdout.contains(verb), "{verb}: {help}");

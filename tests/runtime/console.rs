@@ -249,19 +249,53 @@ fn socket_without_a_terminal_or_without_detaching_is_refused() {
 }
 
 #[test]
-fn socket_that_is_not_there_undoes_create() {
+fn a_socket_that_nobody_can_be_reached_by_undoes_create_and_exec() {
     requires!(container);
-    let bundle = with_terminal("true");
-    let outcome = bundle
-        .verb([
-            "create",
-            "--console-socket",
-            "/nonexistent/sock",
-            &bundle.id,
-        ])
-        .run();
-    outcome.fails_with("/nonexistent/sock");
-    bundle.assert_nothing_left();
+    let waiting = Bundle::sleeping();
+    waiting.up();
+    let dir = waiting.beside("");
+    let [file, dead, datagram] = ["file", "dead", "datagram"].map(|name| dir.join(name));
+    std::fs::write(&file, "kept").unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    let _foreign = std::os::unix::net::UnixDatagram::bind(&datagram).unwrap();
+    for (path, reason) in [
+        (dir.join("absent"), "no such file or directory"),
+        (file.clone(), "connection refused"),
+        (dead, "connection refused"),
+        (datagram, "protocol wrong type for socket"),
+    ] {
+        for option in ["--console-socket", "--pidfd-socket"] {
+            let terminal = option == "--console-socket";
+            let bundle = Bundle::with(|c| c["process"]["terminal"] = json!(terminal));
+            let create = bundle.verb(["create", option]).arg(&path);
+            let created = create.arg(&bundle.id).run();
+            let mut exec = waiting.verb(["exec", "-d"]);
+            if terminal {
+                exec = exec.arg("-t");
+            }
+            let exec = exec.arg(option).arg(&path).arg(&waiting.id);
+            let executed = exec.args(["touch", "/tmp/executed"]).run();
+            assert_eq!(executed.code(), 255, "{option} {executed}");
+            if runtime().is("pelagos") {
+                created.fails_with(reason);
+                for outcome in [created, executed] {
+                    assert!(outcome.stderr.contains(reason), "{option} {outcome}");
+                    assert!(
+                        outcome.stderr.contains(&path.display().to_string()),
+                        "{outcome}"
+                    );
+                    assert_eq!(outcome.stderr.lines().count(), 1, "{outcome}");
+                }
+            } else {
+                assert_ne!(created.code(), 0, "{option} {created}");
+            }
+            bundle.assert_nothing_left();
+        }
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
+    assert!(!waiting.rootfs("tmp/executed").exists());
+    waiting.delete_force();
+    waiting.assert_nothing_left();
 }
 
 #[test]

@@ -294,7 +294,15 @@ fn a_user_that_is_no_number_is_refused() {
             "is not a numeric id",
         );
     }
-    for group in ["x", "-1", "", "4294967295"] {
+    for (group, words) in [
+        ("-1", "additional-gids must be a positive number -1"),
+        ("4294967295", "4294967295 is not a numeric id"),
+        ("99999999999", "99999999999 is not a numeric id"),
+    ] {
+        refused(&exec(&bundle, &["-g", group], &["true"]).run(), words);
+    }
+    // No number at all is a wrong command line.
+    for group in ["x", ""] {
         let outcome = exec(&bundle, &["-g", group], &["true"]).run();
         assert_eq!(outcome.code(), 1, "{outcome}");
         let words = format!("invalid value {group:?} for flag -additional-gids");
@@ -955,26 +963,46 @@ fn a_working_directory_on_the_host_cannot_be_reached() {
 #[test]
 fn a_process_on_its_way_in_shows_nothing_of_the_host() {
     requires!(root);
-    let secret = format!("{}", std::process::id());
-    let script = "while true; do for p in /proc/[0-9]*; do ls -l $p/fd $p/cwd $p/root 2>/dev/null; done; done \
-        | grep -e /work -e state.json -e exec.fifo -e ' /proc$' >>/tmp/found";
+    differs!("crun", "shows what its caller said");
+    // The caller's directory, words of its command line and its environment, and files of the container's state.
+    let caller = tempfile::Builder::new()
+        .prefix("of-the-host-")
+        .tempdir()
+        .unwrap();
+    // What it looks for is in a file, lest it finds itself.
+    let script = "while true; do for p in /proc/[0-9]*; do \
+            ls -l $p/fd $p/cwd $p/root; tr '\\0' '\\n' <$p/environ; tr '\\0' '\\n' <$p/cmdline; \
+        done 2>/dev/null | grep -f /tmp/wanted >>/tmp/found; done";
     let bundle = Bundle::with(|c| {
         privileged(c);
         crate::support::sh(c, script);
-        c["process"]["env"] = json!(["PATH=/bin", format!("SECRET={secret}")]);
     });
+    fs::write(
+        bundle.rootfs("tmp/wanted"),
+        "of-the-host-\nstate.json\nexec.fifo\n /proc$\n",
+    )
+    .unwrap();
     bundle.up();
     for _ in 0..60 {
-        exec(&bundle, &[], &["true"])
+        exec(&bundle, &["--pid-file", "of-the-host-pid"], &["true"])
             .stdin(fs::File::open("/dev/null").unwrap())
+            .cwd(caller.path())
+            .env("SECRET", "of-the-host-")
             .ok();
     }
+    let found = || fs::read_to_string(bundle.rootfs("tmp/found")).unwrap_or_default();
+    assert_eq!(found(), "");
+    // It would have seen it.
+    exec(
+        &bundle,
+        &["--detach", "--env", "SEEN=of-the-host-"],
+        &["sleep", "1000"],
+    )
+    .ok();
+    assert!(eventually(|| !found().is_empty()));
     bundle.delete_force();
-    let found = fs::read_to_string(bundle.rootfs("tmp/found")).unwrap_or_default();
-    assert_eq!(found, "");
 }
 
-/// CVE-2019-5736.
 #[test]
 fn a_program_that_is_proc_self_exe_leaves_the_runtime_as_it_is() {
     requires!(root);

@@ -6,11 +6,12 @@ use crate::inside::{ask, asking, refused};
 use crate::support::needs;
 
 /// A profile that allows everything but writing to files whose names begin with `denied`; removed when dropped.
-struct Profile(String);
+pub(crate) struct Profile(String);
 
 impl Profile {
-    fn load() -> Self {
-        let name = format!("pelagos-test-{}", std::process::id());
+    /// One for the test of this name.
+    pub(crate) fn load(test: &str) -> Self {
+        let name = format!("pelagos-{test}-{}", std::process::id());
         let text = format!(
             "profile {name} flags=(attach_disconnected,mediate_deleted) {{\n\
              file,\n capability,\n network,\n signal,\n ptrace,\n mount,\n umount,\n pivot_root,\n unix,\n\
@@ -20,7 +21,7 @@ impl Profile {
         Self(text)
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.0.split(' ').nth(1).expect("a name")
     }
 }
@@ -48,7 +49,7 @@ fn parser(args: &[&str], profile: &str) {
 #[test]
 fn the_apparmor_profile_confines_the_payload() {
     requires!(root, apparmor);
-    let profile = Profile::load();
+    let profile = Profile::load("payload");
     let questions = [
         "read:/proc/self/attr/apparmor/current",
         "create:/denied",
@@ -123,4 +124,72 @@ fn an_selinux_label_is_refused_where_the_kernel_has_no_selinux() {
         });
         refused(&bundle, words);
     }
+}
+
+#[test]
+fn exec_may_name_another_apparmor_profile() {
+    requires!(root, apparmor);
+    let profile = Profile::load("exec");
+    let bundle = asking(&["await:/tmp/end"], |c| {
+        c["root"]["readonly"] = json!(false);
+    });
+    bundle.up();
+    let exec = |options: &[&str], args: &[&str]| {
+        let exec = bundle.verb(["exec"]).args(options).arg(&bundle.id);
+        exec.args(args)
+    };
+    let current = ["cat", "/proc/self/attr/apparmor/current"];
+    assert_eq!(exec(&[], &current).ok().stdout.trim_end(), "unconfined");
+    let options = ["--apparmor", profile.name()];
+    let seen = exec(&options, &current).ok();
+    let whole = format!("{} (enforce)", profile.name());
+    assert_eq!(seen.stdout.trim_end(), whole);
+    let denied = exec(&options, &["touch", "/denied"]).run();
+    assert_eq!(denied.code(), 1, "{denied}");
+    assert!(denied.stderr.contains("Permission denied"), "{denied}");
+    exec(&options, &["touch", "/allowed"]).ok();
+
+    let absent = exec(&["--apparmor", "no-such-profile"], &["true"]).run();
+    assert_eq!(absent.code(), 255, "{absent}");
+    assert!(
+        absent
+            .stderr
+            .replace("\\\"", "\"")
+            .contains("apparmor failed to apply profile \"no-such-profile\""),
+        "{absent}"
+    );
+    bundle.delete_force();
+    bundle.assert_nothing_left();
+}
+
+#[test]
+fn labels_of_exec_are_refused_where_the_kernel_has_no_such_module() {
+    requires!(container);
+    differs!("crun", "passes over them");
+    differs!("runc", "1.1 passes over that of SELinux");
+    let bundle = asking(&["await:/tmp/end"], |_| {});
+    bundle.up();
+    for (absent, option, words) in [
+        (
+            !needs::has_apparmor(),
+            "--apparmor=docker-default",
+            "apparmor: config provided but apparmor not supported",
+        ),
+        (
+            !needs::has_selinux(),
+            "--process-label=system_u:system_r:container_t:s0",
+            "selinux label is specified in config, but selinux is disabled or not supported",
+        ),
+    ] {
+        if absent {
+            let outcome = bundle
+                .verb(["exec", option, &bundle.id, "touch", "/tmp/executed"])
+                .run();
+            assert_eq!(outcome.code(), 255, "{outcome}");
+            assert!(outcome.stderr.contains(words), "{outcome}");
+        }
+    }
+    assert!(!bundle.rootfs("tmp/executed").exists());
+    bundle.delete_force();
+    bundle.assert_nothing_left();
 }

@@ -1,10 +1,14 @@
 //! From create to delete: what each verb does to a container, and what it says.
 
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::waitpid;
+use nix::unistd::mkfifo;
 use serde_json::{Value, json};
 
 use crate::inside::without_namespace;
@@ -25,6 +29,38 @@ fn create_blocks_before_the_program_until_start() {
         created.stdout_now()
     );
     assert_eq!(bundle.status(), "running");
+}
+
+/// CVE-2016-9962: others in a pid namespace that it joined may look at it.
+#[test]
+fn what_the_caller_said_is_gone_from_a_created_container() {
+    requires!(container);
+    differs!("crun", "shows what its caller said");
+    let bundle = Bundle::sleeping();
+    let create = bundle.verb(["create", "--pid-file", "told"]);
+    create
+        .arg(&bundle.id)
+        .env("SECRET", "told")
+        .cwd(&bundle.path)
+        .ok();
+    let words = |file: &str| {
+        let bytes = std::fs::read(format!("/proc/{}/{file}", bundle.pid())).expect(file);
+        let words = bytes
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty());
+        words
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect::<Vec<_>>()
+    };
+    let command_line = words("cmdline");
+    assert_eq!(command_line.get(1).map(String::as_str), Some("init"));
+    assert_eq!(command_line.len(), 2, "{command_line:?}");
+    // With the rights of root alone, as the process is not dumpable; runc says there what its own init has to know.
+    if runtime().is("pelagos") && crate::support::needs::is_root() {
+        assert_eq!(words("environ"), [""; 0]);
+    }
+    bundle.delete_force();
+    bundle.assert_nothing_left();
 }
 
 #[test]
@@ -538,6 +574,40 @@ fn pid_file_holds_the_pid_and_nothing_else() {
         .map(|e| e.expect("entry").file_name())
         .collect();
     assert_eq!(names, ["pid"]);
+}
+
+/// Such as /dev/null: the machine would have a file in its place.
+#[test]
+fn a_device_or_fifo_in_the_place_of_the_pid_file_stays() {
+    requires!(root);
+    differs!("runc", "puts a file in its place");
+    let bundle = Bundle::sleeping();
+    let [device, fifo] = ["device", "fifo"].map(|name| bundle.beside(name));
+    let mode = Mode::from_bits_truncate(0o600);
+    mknod(&device, SFlag::S_IFCHR, mode, makedev(1, 3)).unwrap();
+    mkfifo(&fifo, mode).unwrap();
+    let mut reader = std::fs::File::options()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(&fifo)
+        .unwrap();
+    for path in [&device, &fifo] {
+        let before = std::fs::metadata(path).unwrap();
+        let create = bundle.verb(["create", "--pid-file"]).arg(path);
+        create.arg(&bundle.id).ok();
+        let after = std::fs::metadata(path).unwrap();
+        assert_eq!(
+            (after.ino(), after.file_type(), after.rdev()),
+            (before.ino(), before.file_type(), before.rdev())
+        );
+        if path == &fifo {
+            let mut told = String::new();
+            reader.read_to_string(&mut told).unwrap();
+            assert_eq!(told, bundle.pid().to_string());
+        }
+        bundle.delete_force();
+    }
+    bundle.assert_nothing_left();
 }
 
 #[test]

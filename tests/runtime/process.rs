@@ -7,7 +7,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::{Value, json};
 
 use crate::inside::{
-    answers, ask, asking, place_probe, refused, see, user_namespace, without_namespace,
+    Seen, answers, ask, asking, place_probe, refused, see, user_namespace, without_namespace,
 };
 use crate::support::console::Terminal;
 use crate::support::{Bundle, Verb, runtime, sh};
@@ -311,6 +311,41 @@ fn preserved_descriptors_keep_their_numbers() {
     assert_eq!(open, ["0", "1", "2", "3", "4"]);
     assert_eq!(seen["fds"]["3"], "/etc/hostname");
     assert_eq!(seen["fds"]["4"], "/etc/passwd");
+}
+
+/// sd_listen_fds(3).
+#[test]
+fn descriptors_of_the_service_manager_are_the_inits() {
+    requires!(root, command "bash");
+    let call = |pid: &str, options: &[&str]| {
+        let bundle = asking(&[], |_| {});
+        let script = format!(
+            "exec 3</etc/hostname 4</etc/passwd 5</etc/group; export LISTEN_FDS=2 LISTEN_PID={pid}; exec \"$@\""
+        );
+        let run = bundle.verb(["run"]).args(options).arg(&bundle.id);
+        answers(&run.under(["bash", "-c", &script, "bash"]).ok())
+    };
+    let open = |seen: &Seen| {
+        let fds = seen["fds"].as_object().expect("descriptors");
+        ["3", "4", "5"].map(|number| fds.contains_key(number))
+    };
+    let variables = |seen: &Seen| {
+        let env = seen["env"].as_array().expect("variables").iter();
+        env.filter_map(|variable| variable.as_str())
+            .filter(|variable| variable.starts_with("LISTEN_"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let seen = call("$$", &[]);
+    assert_eq!(open(&seen), [true, true, false]);
+    assert_eq!(variables(&seen), ["LISTEN_FDS=2", "LISTEN_PID=1"]);
+    let seen = call("$$", &["--preserve-fds", "1"]);
+    assert_eq!(open(&seen), [true, true, true]);
+    assert_eq!(variables(&seen), ["LISTEN_FDS=2", "LISTEN_PID=1"]);
+    // They are for another process.
+    let seen = call("1", &[]);
+    assert_eq!(open(&seen), [false; 3]);
+    assert_eq!(variables(&seen), [""; 0]);
 }
 
 #[test]

@@ -111,6 +111,28 @@ fn the_callers_terminal_is_not_the_payloads() {
     });
 }
 
+/// What a writer that does not reckon with it cannot write at once would be lost.
+#[test]
+fn a_pipe_that_does_not_block_is_not_the_payloads() {
+    requires!(container);
+    differs!("crun", "passes its own standard streams");
+    let bundle = Bundle::new();
+    both(&bundle, "head -c 300000 /dev/zero", |verb, command| {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        nix::fcntl::fcntl(
+            &writer,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )
+        .unwrap();
+        let running = command.stdio(&writer.into()).spawn();
+        std::thread::sleep(patience(Duration::from_millis(300)));
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut read).unwrap();
+        assert_eq!(read.len(), 300_000, "{verb}");
+        assert_eq!(running.wait().code(), 0, "{verb}");
+    });
+}
+
 #[test]
 fn pipes_and_the_null_device_are_passed_as_they_are() {
     requires!(container);
