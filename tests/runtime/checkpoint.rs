@@ -655,30 +655,33 @@ fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
 #[test]
 fn connections_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
-    differs!("runc", "leaves the loopback device down");
-    let (bundle, heard) = connected(|_| {}, "echo two >&3");
-    only_with(&bundle, &["--tcp-established"]);
-    fs::write(bundle.rootfs("go"), "").unwrap();
-    assert!(eventually(
-        || fs::read_to_string(&heard).unwrap() == "one\ntwo\n"
-    ));
-    bundle.delete_force().ok();
-    bundle.assert_nothing_left();
-}
-
-#[test]
-fn connections_in_the_hosts_network_are_checkpointed_and_the_network_left_alone() {
-    requires!(root, criu);
-    differs!("runc", "has no --network-lock");
-    let host = |c: &mut Value| without_namespace(c, "network");
-    let (bundle, heard) = connected(host, "echo two >&3");
-    only_with(&bundle, &["--tcp-established", "--network-lock", "skip"]);
-    fs::write(bundle.rootfs("go"), "").unwrap();
-    assert!(eventually(
-        || fs::read_to_string(&heard).unwrap() == "one\ntwo\n"
-    ));
-    bundle.delete_force().ok();
-    bundle.assert_nothing_left();
+    differs!(
+        "runc",
+        "leaves the loopback device down, and has no --network-lock"
+    );
+    for (network, options) in [
+        ("own", &["--tcp-established"][..]),
+        // Left alone.
+        (
+            "the host's",
+            &["--tcp-established", "--network-lock", "skip"],
+        ),
+    ] {
+        let edit = |c: &mut Value| {
+            if network != "own" {
+                without_namespace(c, "network");
+            }
+        };
+        let (bundle, heard) = connected(edit, "echo two >&3");
+        only_with(&bundle, options);
+        fs::write(bundle.rootfs("go"), "").unwrap();
+        assert!(
+            eventually(|| fs::read_to_string(&heard).unwrap() == "one\ntwo\n"),
+            "{network}"
+        );
+        bundle.delete_force().ok();
+        bundle.assert_nothing_left();
+    }
 }
 
 #[test]
