@@ -576,6 +576,43 @@ fn pid_file_holds_the_pid_and_nothing_else() {
     assert_eq!(names, ["pid"]);
 }
 
+#[test]
+fn orphans_are_the_runs_unless_it_is_no_subreaper() {
+    requires!(root);
+    differs!("crun", "waits for the orphans");
+    differs!("runc", "1.1 leaves their cgroup behind");
+    for (options, is_subreaper) in [(&[][..], true), (&["--no-subreaper"], false)] {
+        let bundle = Bundle::with(|c| {
+            without_namespace(c, "pid");
+            sh(
+                c,
+                "(sleep 1000 & echo $! >/tmp/new; mv /tmp/new /tmp/orphan); exec sleep 1000",
+            );
+        });
+        let run = bundle.verb(["run"]).args(options).arg(&bundle.id).spawn();
+        let file = bundle.rootfs("tmp/orphan");
+        assert!(eventually(|| file.exists()));
+        let orphan = std::fs::read_to_string(&file).unwrap();
+        let parent = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", orphan.trim()));
+            let status = status.expect("the orphan");
+            let line = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
+            line.expect("a parent").parse::<i32>().expect("a number")
+        };
+        let payload = bundle.pid().as_raw();
+        assert!(eventually(|| parent() != payload));
+        assert_eq!(
+            parent() == run.pid().as_raw(),
+            is_subreaper,
+            "{options:?}: {}",
+            parent()
+        );
+        bundle.kill("KILL");
+        assert_eq!(run.wait().code(), 137, "{options:?}");
+        bundle.assert_nothing_left();
+    }
+}
+
 /// Such as /dev/null: the machine would have a file in its place.
 #[test]
 fn a_device_or_fifo_in_the_place_of_the_pid_file_stays() {
