@@ -112,14 +112,17 @@ fn is_the_payloads_too(stream: BorrowedFd, stat: &FileStat) -> bool {
     }
 }
 
-/// Whether our standard error, which is described, is the file or terminal of our standard output, opened alike.
+/// Whether our standard error, which is described, is the file, pipe or terminal of our standard output, opened alike.
 fn is_that_of_stdout(stderr: &FileStat) -> bool {
     let is_same = |stdout: FileStat| {
         (stdout.st_dev, stdout.st_ino) == (stderr.st_dev, stderr.st_ino)
             && access(standard(1)) == access(standard(2))
     };
     // One inode of another device may be many things.
-    (file_type(stderr) == SFlag::S_IFREG || is_slave(standard(2), stderr))
+    (matches!(
+        file_type(stderr),
+        SFlag::S_IFREG | SFlag::S_IFIFO | SFlag::S_IFSOCK
+    ) || is_slave(standard(2), stderr))
         && fstat(standard(1)).is_ok_and(is_same)
 }
 

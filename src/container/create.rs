@@ -22,7 +22,8 @@ use super::state::{
     Dir, EXEC_FIFO, Locked, ProcessStat, RESULT_FIFO, Record, SCHEMA, Status, write_pid_file,
 };
 use super::{
-    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, end, gathered, run_hooks,
+    CreateOptions, Fault, PATIENCE, Rootless, RunOptions, began, destroy, end, gathered,
+    is_no_root, run_hooks,
 };
 use crate::cgroup::{Driver, Hierarchy, Place};
 use crate::handshake::ParentEnd;
@@ -198,7 +199,7 @@ impl<'a> Draft<'a> {
         if !Uid::effective().is_root() {
             give_user_namespace(&mut bundle.spec)?;
         }
-        check(&bundle, options, &host)?;
+        check(&bundle, options)?;
         let notify = readiness::manager().is_some();
         if notify {
             readiness::provide(&mut bundle.spec, &options.root.join(options.id.as_str()))?;
@@ -510,11 +511,9 @@ fn give_user_namespace(spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-fn check(bundle: &Bundle, options: &CreateOptions, host: &Host) -> Result<()> {
+fn check(bundle: &Bundle, options: &CreateOptions) -> Result<()> {
     let context = spec::Context {
-        // Not the question whether cgroups are the machine's: root of a user namespace, as which Podman calls for an
-        // ordinary user, may have a container in that very namespace.
-        rootless: !host.uid.is_root(),
+        rootless: is_no_root(),
         no_pivot: options.no_pivot,
         systemd_cgroup: options.driver == Driver::Systemd,
     };

@@ -23,7 +23,7 @@ use super::copying;
 use super::create::{check_terminal, connect, inherited_fds};
 use super::foreground;
 use super::state::{ProcessStat, Record, Status, write_pid_file};
-use super::{Container, Fault, Id, open_cgroup, read_input};
+use super::{Container, Fault, Id, is_no_root, open_cgroup, read_input};
 use crate::cgroup::{self, Cgroup, Hierarchy, Resctrl};
 use crate::hooks;
 use crate::idmap::Maps;
@@ -172,8 +172,7 @@ impl<'a> Draft<'a> {
         let mut bundle = Bundle::kept(record.bundle.clone(), container.config()?)?;
         describe(&mut bundle, &options.wanted)?;
         let context = spec::Context {
-            // As for `create`.
-            rootless: !nix::unistd::Uid::effective().is_root(),
+            rootless: is_no_root(),
             ..spec::Context::default()
         };
         if let Some(fault) = bundle.check_process(&context) {

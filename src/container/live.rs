@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxNamespaceType as Kind, MountBuilder};
 
 use super::exec::{differing, root_of};
 use super::state::Record;
-use super::{Fault, Id, alive, held, read_input};
+use super::{Fault, Id, alive, held, is_no_root, read_input};
 use crate::idmap::Maps;
 use crate::launch::{self, Live};
 use crate::plan::host::Host;
@@ -37,7 +37,7 @@ pub(crate) fn change_mounts(root: &Path, id: &Id, live: Live, file: &Path) -> Re
         destinations_alone(&mut bundle)?;
     }
     let context = spec::Context {
-        rootless: record.rootless,
+        rootless: is_no_root(),
         ..spec::Context::default()
     };
     if let Some(fault) = bundle.check_mounts(&context) {

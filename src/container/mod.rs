@@ -693,6 +693,12 @@ fn remove_cgroup(record: &Record) -> Result<()> {
     }
 }
 
+/// Whether the rules for a configuration of an ordinary user hold. Not the question whether cgroups are the machine's: root
+/// of a user namespace, as which Podman calls for an ordinary user, may have a container in that very namespace.
+fn is_no_root() -> bool {
+    !nix::unistd::Uid::effective().is_root()
+}
+
 /// Kills every process of the container and waits for the init's death.
 fn end(record: &Record) -> Result<()> {
     let mut errors = Vec::new();

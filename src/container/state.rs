@@ -20,7 +20,8 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    PermissionsExt as _,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -526,16 +527,20 @@ fn make_root(root: &Path) -> Result<()> {
         .with_context(|| format!("create state root {}", root.display()))
 }
 
-/// Writes the pid file: complete or not there, and without a newline, which go-runc's parser does not take. What is there
-/// and no file, such as /dev/null or /dev/stdout, is written to, and stays.
+/// Writes the pid file: complete or not there, and without a newline, which go-runc's parser does not take. A device, a
+/// fifo, and what /dev has a link for, such as /dev/stdout, is written to, and stays.
 pub(crate) fn write_pid_file(path: &Path, pid: Pid) -> Result<()> {
-    let is_something_else =
-        fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    let stays = |kind: fs::FileType| kind.is_char_device() || kind.is_fifo();
+    let is_link_of_dev = path.starts_with("/dev") && path.is_symlink();
     let write = || {
-        if is_something_else {
-            let mut options = OpenOptions::new();
+        if is_link_of_dev || fs::symlink_metadata(path).is_ok_and(|it| stays(it.file_type())) {
             let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY;
-            return write!(options.write(true).custom_flags(flags).open(path)?, "{pid}");
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).custom_flags(flags).open(path)?;
+            // Nothing else has taken its place meanwhile.
+            if is_link_of_dev || stays(file.metadata()?.file_type()) {
+                return write!(file, "{pid}");
+            }
         }
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
         let mut hidden = std::ffi::OsString::from(".");

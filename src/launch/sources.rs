@@ -53,9 +53,15 @@ pub(super) fn clone(plan: &Plan, given: &mut Given) -> Result<Vec<OwnedFd>> {
                 reach,
                 link,
             } if clones || op.id_map.is_some() => {
-                let tree = tree(source, (*reach, *link), op.at_first())
-                    .map_err(|errno| failed(&mounting(&op.source(), &op.destination()), errno))?;
-                Some(tree)
+                match tree(source, (*reach, *link), op.at_first()) {
+                    Ok(tree) => Some(tree),
+                    // The same, or what the mount's attributes do not allow, for which the child has words.
+                    Err(Errno::EPERM) if op.id_map.is_none() => None,
+                    Err(errno) => {
+                        let what = mounting(&op.source(), &op.destination());
+                        return Err(failed(&what, errno));
+                    }
+                }
             }
             _ => None,
         };

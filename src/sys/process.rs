@@ -81,25 +81,19 @@ fn threads() -> usize {
 /// Forget what the caller said: from now on our command line is our name and `init`, and our environment is empty, for
 /// ourselves as for whoever reads /proc/PID/cmdline and environ (proc_pid_environ(5)).
 pub(crate) fn forget_caller() {
-    // SAFETY: both are variables of glibc's; there is one thread, which changes neither.
+    // SAFETY: the variable is glibc's, who sets it to the first argument; nothing here changes it.
     unsafe extern "C" {
         static program_invocation_name: *mut c_char;
-        static environ: *const *const c_char;
     }
     let arguments: usize = std::env::args_os().map(|word| word.len() + 1).sum();
-    // SAFETY: the kernel puts all arguments and then the environment on the stack, string after string (binfmt_elf.c),
-    // and glibc's variables point to the first of each; of the environment what does not follow there is left alone.
+    // SAFETY: the kernel puts the arguments on the stack, string after string, then the environment, and then the file's
+    // name, to which AT_EXECFN points (fs/exec.c); so what is between is ours to write. Nobody reads it any more.
     unsafe {
         let first = program_invocation_name;
-        let mut end = first.add(arguments);
-        let mut variable = environ;
-        while !variable.is_null() && *variable == end.cast_const() {
-            end = end.add(libc::strlen(end) + 1);
-            variable = variable.add(1);
-        }
         let name = libc::strlen(first) + 1;
         let rest = first.add(name);
-        rest.write_bytes(0, end.offset_from_unsigned(rest));
+        let end = usize::try_from(libc::getauxval(libc::AT_EXECFN)).unwrap_or(0);
+        rest.write_bytes(0, end.saturating_sub(rest as usize));
         let word = c"init".to_bytes_with_nul();
         if arguments >= name + word.len() {
             rest.copy_from_nonoverlapping(word.as_ptr().cast(), word.len());

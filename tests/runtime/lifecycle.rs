@@ -41,6 +41,8 @@ fn what_the_caller_said_is_gone_from_a_created_container() {
     create
         .arg(&bundle.id)
         .env("SECRET", "told")
+        // glibc has a copy of this one in the environment's list.
+        .env("GLIBC_TUNABLES", "glibc.malloc.check=0")
         .cwd(&bundle.path)
         .ok();
     let words = |file: &str| {
@@ -628,6 +630,8 @@ fn a_device_or_fifo_in_the_place_of_the_pid_file_stays() {
         .custom_flags(nix::libc::O_NONBLOCK)
         .open(&fifo)
         .unwrap();
+    let link = bundle.beside("link");
+    std::os::unix::fs::symlink("device", &link).unwrap();
     for path in [&device, &fifo] {
         let before = std::fs::metadata(path).unwrap();
         let create = bundle.verb(["create", "--pid-file"]).arg(path);
@@ -644,6 +648,32 @@ fn a_device_or_fifo_in_the_place_of_the_pid_file_stays() {
         }
         bundle.delete_force();
     }
+    // A link elsewhere than in /dev may be anybody's.
+    let create = bundle.verb(["create", "--pid-file"]).arg(&link);
+    create.arg(&bundle.id).ok();
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_file());
+    bundle.delete_force();
+    bundle.assert_nothing_left();
+}
+
+/// In a mount namespace with a /dev of its own.
+#[test]
+fn a_link_of_dev_is_written_through_for_a_pid_file() {
+    requires!(root);
+    differs!("runc", "puts a file in its place");
+    let bundle = Bundle::sleeping();
+    let told = bundle.beside("told");
+    let script = format!(
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && ln -s /proc/self/fd/1 /dev/stdout && \"$@\" >{} && test -L /dev/stdout",
+        told.display()
+    );
+    let create = bundle.verb(["create", "--pid-file", "/dev/stdout", &bundle.id]);
+    create
+        .under(["unshare", "-m", "sh", "-c", &script, "sh"])
+        .ok();
+    let text = std::fs::read_to_string(&told).unwrap();
+    assert_eq!(text, bundle.pid().to_string());
+    bundle.delete_force();
     bundle.assert_nothing_left();
 }
 

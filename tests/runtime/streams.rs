@@ -131,6 +131,22 @@ fn a_pipe_that_does_not_block_is_not_the_payloads() {
         assert_eq!(read.len(), 300_000, "{verb}");
         assert_eq!(running.wait().code(), 0, "{verb}");
     });
+    // Output and errors in one keep their order.
+    let script = "for n in 1 2 3 4 5 6 7 8 9; do echo $n; echo $n >&2; done";
+    both(&bundle, script, |verb, command| {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&writer, flags).unwrap();
+        let running = command.stdio(&writer.into()).spawn();
+        let mut read = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut read).unwrap();
+        assert_eq!(
+            read.lines().collect::<String>(),
+            "112233445566778899",
+            "{verb}"
+        );
+        assert_eq!(running.wait().code(), 0, "{verb}");
+    });
 }
 
 #[test]
