@@ -77,7 +77,7 @@ impl Moved {
     /// socket that came from there has those of the container's user namespace alone.
     fn move_back(&mut self) -> nix::Result<()> {
         let home = self.here.namespace()?;
-        inside(&self.namespace, || self.leave(&home))
+        in_namespace(&self.namespace, || self.leave(&home))
     }
 
     fn leave(&self, home: &OwnedFd) -> nix::Result<()> {
@@ -111,12 +111,12 @@ pub(super) fn loopback_up(pid: Pid) -> Result<()> {
         Mode::empty(),
     );
     namespace
-        .and_then(|namespace| inside(&namespace, net::loopback_up))
+        .and_then(|namespace| in_namespace(&namespace, net::loopback_up))
         .map_err(|errno| anyhow!("set loopback device up: {}", Words(errno)))
 }
 
 /// Do something in another network namespace, by a process of its own.
-fn inside(namespace: &OwnedFd, act: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
+fn in_namespace(namespace: &OwnedFd, act: impl FnOnce() -> nix::Result<()>) -> nix::Result<()> {
     let Some(Cloned { pidfd, .. }) = clone3(0, None)? else {
         let done = setns(namespace, CloneFlags::CLONE_NEWNET).and_then(|()| act());
         exit_now(done.err().map_or(0, |errno| errno as i32))

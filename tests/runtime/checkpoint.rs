@@ -66,8 +66,13 @@ fn checkpoint(bundle: &Bundle) -> Verb {
 
 /// `restore`, detached, with options before the id.
 fn restore(bundle: &Bundle, options: &[&str]) -> Verb {
+    attached(bundle, &[&["--detach"], options].concat())
+}
+
+/// The same in the foreground.
+fn attached(bundle: &Bundle, options: &[&str]) -> Verb {
     bundle
-        .verb(["restore", "--detach", "--bundle"])
+        .verb(["restore", "--bundle"])
         .arg(&bundle.path)
         .arg("--image-path")
         .arg(images(bundle))
@@ -354,12 +359,7 @@ fn output_of_a_restored_container_goes_to_its_new_caller() {
     assert!(eventually(|| first.stdout().contains("begun")));
     checkpoint(&bundle).ok();
     assert_eq!(first.wait().stdout, "begun\ncode 137\n");
-    let second = bundle
-        .verb(["restore", "--bundle"])
-        .arg(&bundle.path)
-        .arg("--image-path")
-        .arg(images(&bundle))
-        .arg(&bundle.id)
+    let second = attached(&bundle, &[])
         .under(["sh", "-c", PIPED, "sh"])
         .spawn();
     let state = || bundle.verb(["state"]).arg(&bundle.id).run();
@@ -386,14 +386,7 @@ fn files_of_the_caller_are_not_given_to_a_restored_container() {
     assert!(eventually(|| state().stdout.contains("running")));
     checkpoint(&bundle).ok();
     assert_eq!(first.wait().code(), 137);
-    let second = bundle
-        .verb(["restore", "--bundle"])
-        .arg(&bundle.path)
-        .arg("--image-path")
-        .arg(images(&bundle))
-        .arg(&bundle.id)
-        .under(redirected)
-        .spawn();
+    let second = attached(&bundle, &[]).under(redirected).spawn();
     assert!(eventually(|| state().stdout.contains("running")));
     bundle.kill("TERM").ok();
     assert_eq!(second.wait().code(), 7);
@@ -424,12 +417,7 @@ fn what_criu_says_before_it_has_a_log_is_told() {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(dir.join("criu"), executable).unwrap();
     let said = bundle.beside("said");
-    let outcome = bundle
-        .verb(["restore", "--bundle"])
-        .arg(&bundle.path)
-        .arg("--image-path")
-        .arg(images(&bundle))
-        .arg(&bundle.id)
+    let outcome = attached(&bundle, &[])
         .env("PATH", format!("{}:{path}", dir.display()))
         .under([
             "sh",
@@ -500,14 +488,7 @@ fn a_restored_container_has_the_callers_terminal_in_the_foreground() {
     first.expect("got one");
     checkpoint(&bundle).ok();
     let (mut terminal, slave) = Terminal::open(24, 80);
-    let restored = bundle
-        .verb(["restore", "--bundle"])
-        .arg(&bundle.path)
-        .arg("--image-path")
-        .arg(images(&bundle))
-        .arg(&bundle.id)
-        .stdio(&slave)
-        .spawn();
+    let restored = attached(&bundle, &[]).stdio(&slave).spawn();
     terminal.write("two\n");
     terminal.expect("got two");
     terminal.write("end\n");
@@ -634,17 +615,24 @@ fn only_with(bundle: &Bundle, option: &[&str]) {
     assert_eq!(bundle.status(), "running", "{option:?}");
 }
 
+/// A container that holds a lock of /lock.
+fn locking() -> Bundle {
+    asking(&["flock:/lock", "sleep:600000"], |c| {
+        c["root"]["readonly"] = json!(false);
+    })
+}
+
+fn is_locked(bundle: &Bundle) -> bool {
+    let file = fs::File::open(bundle.rootfs("lock"));
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+}
+
 #[test]
 fn locks_of_files_are_checkpointed_where_that_is_asked_for() {
     requires!(root, criu);
-    let bundle = asking(&["flock:/lock", "sleep:600000"], |c| {
-        c["root"]["readonly"] = json!(false);
-    });
+    let bundle = locking();
     up(&bundle);
-    let is_locked = || {
-        let file = fs::File::open(bundle.rootfs("lock"));
-        file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
-    };
+    let is_locked = || is_locked(&bundle);
     assert!(eventually(is_locked));
     only_with(&bundle, &["--file-locks"]);
     assert!(is_locked());
@@ -929,16 +917,11 @@ fn every_option_of_checkpoint_and_restore_reaches_criu() {
 #[test]
 fn options_of_criu_may_be_in_a_file_that_an_annotation_names() {
     requires!(root, criu);
-    let bundle = asking(&["flock:/lock", "sleep:600000"], |c| {
-        c["root"]["readonly"] = json!(false);
-    });
+    let bundle = locking();
     let file = bundle.beside("criu.conf");
     fs::write(&file, "file-locks\n").unwrap();
     up(&bundle);
-    let is_locked = || {
-        let file = fs::File::open(bundle.rootfs("lock"));
-        file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
-    };
+    let is_locked = || is_locked(&bundle);
     assert!(eventually(is_locked));
     checkpoint(&bundle).run().fails_with("dump.log");
     bundle.delete_force().ok();

@@ -15,9 +15,10 @@ use crate::support::{Running, eventually, patience, runtime};
 fn a_memory_hog_is_killed_and_reported() {
     requires!(container, limits);
     for driver in drivers() {
-        let hog = "until [ -e /tmp/go ]; do sleep 0.1; done; dd if=/dev/zero of=/dev/null bs=200M count=1; echo $? >/tmp/code; sleep 1000";
-        let memory = json!({ "memory": { "limit": 48 << 20, "swap": 48 << 20 } });
-        let driven = Driven::sh(driver, hog, &memory);
+        let script = format!(
+            "until [ -e /tmp/go ]; do sleep 0.1; done; {HOG}; echo $? >/tmp/code; sleep 1000"
+        );
+        let driven = Driven::sh(driver, &script, &little_memory());
         driven.up();
         let id = driven.bundle.id.clone();
         let events = watch(&driven);
@@ -56,14 +57,26 @@ fn an_init_that_takes_too_much_memory_ends_the_container_and_is_reported() {
         };
         let told = (0..tries).any(|_| told_of_the_kill_of_its_init(driver));
         assert!(told, "{driver:?}");
+
+        let driven = Driven::sh(driver, &format!("exec {HOG}"), &little_memory());
+        let run = driven.verb(["run", &driven.bundle.id]).run();
+        assert_eq!(run.code(), 137, "{driver:?}");
+        driven.bundle.assert_nothing_left();
     }
+}
+
+/// It takes 200 MiB.
+const HOG: &str = "dd if=/dev/zero of=/dev/null bs=200M count=1";
+
+/// A limit of 48 MiB.
+fn little_memory() -> Value {
+    json!({ "memory": { "limit": 48 << 20, "swap": 48 << 20 } })
 }
 
 /// Whether `events` told of it before it saw the end of the container.
 fn told_of_the_kill_of_its_init(driver: Driver) -> bool {
-    let hog = "until [ -e /tmp/go ]; do sleep 0.1; done; exec dd if=/dev/zero of=/dev/null bs=200M count=1";
-    let memory = json!({ "memory": { "limit": 48 << 20, "swap": 48 << 20 } });
-    let driven = Driven::sh(driver, hog, &memory);
+    let script = format!("until [ -e /tmp/go ]; do sleep 0.1; done; exec {HOG}");
+    let driven = Driven::sh(driver, &script, &little_memory());
     driven.up();
     let events = watch(&driven);
     fs::write(driven.bundle.rootfs("tmp/go"), "").unwrap();

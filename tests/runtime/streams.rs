@@ -1,12 +1,13 @@
 //! The standard streams of `run` and `exec` in the foreground: what the payload has of the caller's, and what is copied.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -111,6 +112,13 @@ fn the_callers_terminal_is_not_the_payloads() {
     });
 }
 
+/// For its writer.
+fn pipe_that_does_not_block() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    (reader, writer)
+}
+
 /// What a writer that does not reckon with it cannot write at once would be lost.
 #[test]
 fn a_pipe_that_does_not_block_is_not_the_payloads() {
@@ -118,28 +126,21 @@ fn a_pipe_that_does_not_block_is_not_the_payloads() {
     differs!("crun", "passes its own standard streams");
     let bundle = Bundle::new();
     both(&bundle, "head -c 300000 /dev/zero", |verb, command| {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        nix::fcntl::fcntl(
-            &writer,
-            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
-        )
-        .unwrap();
+        let (mut reader, writer) = pipe_that_does_not_block();
         let running = command.stdio(&writer.into()).spawn();
         std::thread::sleep(patience(Duration::from_millis(300)));
         let mut read = Vec::new();
-        std::io::Read::read_to_end(&mut reader, &mut read).unwrap();
+        reader.read_to_end(&mut read).unwrap();
         assert_eq!(read.len(), 300_000, "{verb}");
         assert_eq!(running.wait().code(), 0, "{verb}");
     });
     // Output and errors in one keep their order.
     let script = "for n in 1 2 3 4 5 6 7 8 9; do echo $n; echo $n >&2; done";
     both(&bundle, script, |verb, command| {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
-        nix::fcntl::fcntl(&writer, flags).unwrap();
+        let (mut reader, writer) = pipe_that_does_not_block();
         let running = command.stdio(&writer.into()).spawn();
         let mut read = String::new();
-        std::io::Read::read_to_string(&mut reader, &mut read).unwrap();
+        reader.read_to_string(&mut read).unwrap();
         assert_eq!(
             read.lines().collect::<String>(),
             "112233445566778899",
